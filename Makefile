@@ -1,0 +1,50 @@
+# Every target makes .venv by itself; a machine needs Python 3.11 or later (with venv) and make.
+#   make demo   a run on a small volume of its own      make test   what has to pass
+# Another interpreter: make PYTHON=python3.12 ...       Options for pip: its own PIP_* variables.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TESTS := $(BIN)/python -m pytest
+
+.PHONY: help install demo test lint bench test-gpu test-slurm clean
+help:
+	@echo 'make demo | test | lint | bench | test-gpu | test-slurm | install | clean'
+
+install: $(INSTALLED)
+
+# torch comes first and alone: named exactly, pip takes the build that this machine's own pip settings
+# offer (a CPU wheel where they name one), and nothing that follows can draw in another.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "unetflow needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) -V 2>&1); use make PYTHON=..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/unetflow demo
+
+test: $(INSTALLED)
+	$(TESTS) -m 'not slurm and not gpu and not soak' --cov=unetflow --cov-fail-under=85
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One script a claim; the first that fails ends the run.
+bench: $(INSTALLED)
+	@shopt -s nullglob; scripts=(benchmarks/*.py); \
+	  [ $${#scripts[@]} -gt 0 ] || echo 'benchmarks/ holds no script: nothing was measured'; \
+	  for script in "$${scripts[@]}"; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+# pytest ends with 5 where no test carries the mark: said in plain words, and no failure.
+test-gpu test-slurm: test-%: $(INSTALLED)
+	@$(TESTS) tests -m '$*'; code=$$?; \
+	  if [ $$code -eq 5 ]; then echo 'no test carries the mark "$*": nothing was tested'; exit 0; fi; exit $$code
+
+clean:
+	rm -rf .venv build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

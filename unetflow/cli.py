@@ -1,0 +1,287 @@
+"""The commands: parse, call one stage, print, exit code. No arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from unetflow.terminal import Common, run_stage, show
+
+app = typer.Typer(
+    name="unetflow",
+    help="Cut microscopy volumes of any size into meaning with a U-Net, on Zarr and Dask.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PLACE = "Where"
+ConfigOption = Annotated[Optional[Path], typer.Option("--config", "-c", help="Project file [default: ./unetflow.toml].")]
+SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; wins over the file. Repeatable.")]
+RunOption = Annotated[Optional[str], typer.Option("--run", help="Folder of the run [default: run].")]
+ClusterOption = Annotated[
+    Optional[str],
+    typer.Option("--cluster", help="local, none, a cluster file's name or path, an address.", rich_help_panel=_PLACE),
+]
+WorkersOption = Annotated[
+    Optional[str], typer.Option("--workers", help="N, or N:M for adaptive.", rich_help_panel=_PLACE)
+]
+DeadlineOption = Annotated[
+    Optional[str], typer.Option("--deadline", help="HH:MM:SS from now; then no new block starts.", rich_help_panel=_PLACE)
+]
+PlanOption = Annotated[bool, typer.Option("--plan", help="Print the plan, do nothing.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever is there.")]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try quarantined blocks again.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More on what happens, tracebacks too.")]
+AxesOption = Annotated[Optional[str], typer.Option("--axes", help="Axes of the arrays, letters of tczyx.")]
+VoxelOption = Annotated[Optional[str], typer.Option("--voxel-size", help="Per spatial axis in micrometres: 0.05,0.004,0.004.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from unetflow import __version__
+
+        typer.echo(f"unetflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Take options that stand before a command."""
+
+
+@app.command()
+def init(
+    raw: Annotated[Optional[str], typer.Argument(help="Zarr with the raw data.")] = None,
+    labels: Annotated[Optional[str], typer.Argument(help="Zarr with the annotation.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("unetflow.toml"),
+    axes: AxesOption = None,
+    voxel_size: VoxelOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Look at the data and write a commented project file with the numbers it proposes, and why."""
+    common = Common(as_json=as_json, quiet=quiet, verbose=verbose)
+
+    def work() -> dict[str, Any]:
+        from unetflow.stages.init import init as run
+        from unetflow.terminal import numbers
+
+        return run(raw, labels, out=str(out), axes=axes, voxel_size=numbers(voxel_size, float), overwrite=overwrite)
+
+    show(run_stage(common, work), common, "next: unetflow prepare")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="TIFF, OME-TIFF, a folder or glob of TIFF/PNG slices, .npy, Zarr.")],
+    target: Annotated[str, typer.Argument(help="The OME-Zarr to write.")],
+    axes: AxesOption = None,
+    voxel_size: VoxelOption = None,
+    chunk: Annotated[Optional[str], typer.Option("--chunk", help="Per spatial axis in voxels: 64,64,64.")] = None,
+    shard: Annotated[Optional[str], typer.Option("--shard", help="Per spatial axis in voxels.")] = None,
+    as_labels: Annotated[bool, typer.Option("--as-labels", help="Write a label image.")] = False,
+    collection: Annotated[bool, typer.Option("--collection", help="Keep files apart, one image each.")] = False,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Bring images into chunked, sharded OME-Zarr 0.5, block by block."""
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages.convert import convert as run
+        from unetflow.terminal import numbers
+
+        return run(
+            source, target, axes=axes, voxel_size=numbers(voxel_size, float), chunk=numbers(chunk, int),
+            shard=numbers(shard, int), as_labels=as_labels, collection=collection, overwrite=overwrite,
+            client=conditions.client, progress=conditions.progress, plan_only=plan,
+        )  # fmt: skip
+
+    show(run_stage(common, work, needs_cluster=not plan), common, f"wrote {target}" if not plan else None)
+
+
+@app.command()
+def prepare(
+    raw: Annotated[Optional[str], typer.Argument(help="Zarr with the raw data, instead of [[data]].")] = None,
+    labels: Annotated[Optional[str], typer.Argument(help="Zarr with the annotation.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    overwrite: OverwriteOption = False,
+    retry_failed: RetryOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make statistics, weight maps and elastic-deformed patches in RUN/dataset.zarr."""
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages import prepare as stage
+
+        settings = common.settings(raw, labels)
+        if plan:
+            return stage.plan(settings).summary()
+        return stage.prepare(settings, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed)
+
+    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow train")
+
+
+@app.command()
+def train(
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    initial: Annotated[Optional[str], typer.Option("--from", help="Model whose weights are the start.")] = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a U-Net on RUN/dataset.zarr; go on where the last run stopped."""
+    common = Common(cluster, workers or "1", deadline, as_json, quiet, verbose, config, sets, run)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages import train as stage
+        from unetflow.terminal import TrainingDisplay
+
+        settings = common.settings()
+        if plan:
+            return stage.plan(settings, initial).summary()
+        with TrainingDisplay(quiet=quiet) as display:
+            return stage.train(
+                settings, conditions=conditions, initial=initial, overwrite=overwrite, on_event=display
+            )
+
+    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow segment VOLUME")
+
+
+@app.command()
+def segment(
+    volume: Annotated[str, typer.Argument(help="Zarr array, OME-Zarr image or group of images; path or URL.")],
+    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Model file or run folder [default: the run's].")] = None,
+    out: Annotated[Optional[str], typer.Option("--out", "-o", help="Result [default: NAME.unetflow.zarr].")] = None,
+    outputs: Annotated[Optional[str], typer.Option("--outputs", help="Of probabilities,classes,instances.")] = None,
+    roi: Annotated[Optional[str], typer.Option("--roi", help="z0:z1,y0:y1,x0:x1 in voxels.")] = None,
+    mask: Annotated[Optional[str], typer.Option("--mask", help="Zarr; where it is 0 nothing is computed.")] = None,
+    axes: AxesOption = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over flips and turns.")] = False,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    overwrite: OverwriteOption = False,
+    retry_failed: RetryOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Segment a volume of any size, block by block, into OME-Zarr."""
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.settings import with_values
+        from unetflow.stages import segment as stage
+
+        settings = common.settings()
+        if outputs:
+            settings = with_values(settings, {"segment": {"outputs": outputs.split(",")}})
+        if tta:
+            settings = with_values(settings, {"segment": {"tta": True}})
+        chosen = {"model": model, "out": out, "roi": roi, "mask": mask, "axes": axes}
+        if plan:
+            return stage.plan(settings, volume, **chosen).summary()
+        return stage.segment(
+            settings, volume, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
+        )
+
+    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow evaluate OUT TRUTH")
+
+
+@app.command()
+def evaluate(
+    segmentation: Annotated[str, typer.Argument(help="Output of segment, or an integer array.")],
+    truth: Annotated[str, typer.Argument(help="Integer array, label image, or collection.")],
+    sections: Annotated[bool, typer.Option("--sections", help="Score each plane or image on its own.")] = False,
+    foreground: Annotated[Optional[int], typer.Option("--foreground", help="Objects are components of this class.")] = None,
+    class_map: Annotated[Optional[str], typer.Option("--class-map", help="Truth value=class: 0=0,255=1.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Score a segmentation against truth."""
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages import evaluate as stage
+        from unetflow.terminal import read_class_map
+
+        chosen = {"sections": sections, "foreground": foreground, "class_map": read_class_map(class_map)}
+        settings = common.settings()
+        if plan:
+            return stage.plan(settings, segmentation, truth, **chosen).summary()
+        return stage.evaluate(settings, segmentation, truth, conditions=conditions, **chosen)
+
+    show(run_stage(common, work, needs_cluster=not plan), common, None)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("unetflow-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the made volume and of the training.")] = 0,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a small volume, run every stage on it, score the result."""
+    common = Common(cluster, workers, None, as_json, quiet, verbose)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages.demo import demo as run
+        from unetflow.terminal import TrainingDisplay
+
+        with TrainingDisplay(quiet=quiet) as display:
+            return run(folder, seed=seed, conditions=conditions, overwrite=overwrite, on_event=display)
+
+    show(run_stage(common, work), common, f"look at {folder}/segmentation.png; the result is {folder}/segmented.zarr")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,215 @@
+"""The U-Net, built in one place from its `UNetSpec`.
+
+Tensors wear their shape: B batch, C channels, K output channels, S the spatial axes
+``([Z, ]Y, X)``; ``S_out`` is smaller than S where the convolutions are unpadded.
+
+References
+----------
+.. [1] Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image
+   Segmentation. MICCAI 2015: figure 1 (layers), section 3 (initial weights).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from unetflow.architecture import Shape, UNetSpec
+
+_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+class UNet(nn.Module):
+    """A U-Net with the layers that ``spec`` draws.
+
+    ::
+
+        level 0  contract[0] ------------- skip -------------> join[0] -> extra -> head
+                     | pool                                       ^ up[0]
+        level 1      contract[1] --------- skip -----> join[1] ---+
+                         | pool                           ^ up[1]
+        bottom           contract[depth] -----------------+
+
+    Parameters
+    ----------
+    spec : UNetSpec
+
+    Examples
+    --------
+    >>> net = UNet(UNetSpec.build(depth=2, base_channels=4))
+    >>> tuple(net(torch.zeros(1, 1, 44, 44)).shape)
+    (1, 2, 4, 4)
+    """
+
+    def __init__(self, spec: UNetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        levels = range(spec.depth)
+        inputs = [spec.in_channels, *(spec.channels(level) for level in levels)]
+        width = 2 if spec.skip == "concat" else 1
+        self.contract = nn.ModuleList(
+            _convolutions(spec, level, inputs[level]) for level in range(spec.depth + 1)
+        )
+        self.pool = nn.ModuleList(_POOL[spec.dims](window) for window in spec.pool)
+        # The released network drops out before the skip leaves, so both ways see it.
+        self.dropout = nn.Dropout(spec.dropout)
+        self.up = nn.ModuleList(_up(spec, level) for level in levels)
+        self.join = nn.ModuleList(
+            _convolutions(spec, level, width * spec.channels(level)) for level in levels
+        )
+        self.extra = _extra(spec)
+        last = spec.extra_conv or spec.channels(0)
+        self.head = _CONV[spec.dims](last, spec.out_channels, 1)
+        self.apply(_initialise)
+        self.to(memory_format=memory_format(spec.dims))
+
+    def forward(self, image_BCS: Tensor) -> Tensor:
+        """Return the logits.
+
+        Parameters
+        ----------
+        image_BCS : Tensor
+            Normalised image (B, C, *S).
+
+        Returns
+        -------
+        Tensor
+            Logits (B, K, *S_out), with ``S_out = spec.output_shape(S)``.
+
+        Raises
+        ------
+        InputError
+            If the network does not take images of shape S.
+        """
+        self.spec.output_shape(image_BCS.shape[2:])
+        features = image_BCS
+        skips = []
+        for level, convolutions in enumerate(self.contract):
+            features = convolutions(features)
+            if level >= self.spec.depth - 1:
+                features = self.dropout(features)
+            if level < self.spec.depth:
+                skips.append(features)
+                features = self.pool[level](features)
+        for level in reversed(range(self.spec.depth)):
+            features = self.up[level](features)
+            features = self.join[level](self._fuse(features, skips.pop()))
+        logits: Tensor = self.head(self.extra(features))
+        return logits
+
+    def _fuse(self, features: Tensor, skip: Tensor) -> Tensor:
+        skip = _crop(skip, features.shape[2:])
+        return torch.cat([features, skip], 1) if self.spec.skip == "concat" else features + skip
+
+
+class ChannelNorm(nn.Module):
+    """Normalise over the channels of each voxel, so that no number depends on the tile.
+
+    Parameters
+    ----------
+    n_channels : int
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_channels))
+        self.bias = nn.Parameter(torch.zeros(n_channels))
+
+    def forward(self, features_BCS: Tensor) -> Tensor:
+        """Return the features with mean 0 and deviation 1 per voxel, scaled and shifted."""
+        last = features_BCS.movedim(1, -1)  # contiguous: memory is channels-last
+        return functional.layer_norm(last, last.shape[-1:], self.weight, self.bias).movedim(-1, 1)
+
+
+class ResizeConvolution(nn.Module):
+    """Repeat each voxel over the pooling window, then convolve with a kernel of that window.
+
+    An even kernel has no centre: the far end is padded by ``window - 1`` zeros, as Keras
+    does. An axis that was not pooled has a window and a kernel of length 1.
+    """
+
+    def __init__(self, dims: int, c_in: int, c_out: int, window: Shape) -> None:
+        super().__init__()
+        self.window = window
+        self.convolution = _CONV[dims](c_in, c_out, window)
+
+    def forward(self, features_BCS: Tensor) -> Tensor:
+        """Return features (B, C / 2, *S * window)."""
+        factors = [float(n) for n in self.window]
+        wide = functional.interpolate(features_BCS, scale_factor=factors, mode="nearest-exact")
+        ends = [length for n in reversed(self.window) for length in (0, n - 1)]
+        result: Tensor = self.convolution(functional.pad(wide, ends))
+        return result
+
+
+def memory_format(dims: int) -> torch.memory_format:
+    """Return the channels-last layout of batches with ``dims`` spatial axes."""
+    return _CHANNELS_LAST[dims]
+
+
+def _convolutions(spec: UNetSpec, level: int, c_in: int) -> nn.Sequential:
+    """Two convolutions of a level, each with its norm and ReLU."""
+    c_out = spec.channels(level)
+    layers: list[nn.Module] = []
+    for c_from in (c_in, c_out):
+        layers.append(_convolution(spec, level, c_from, c_out))
+        if spec.norm != "none":
+            layers.append(ChannelNorm(c_out) if spec.norm == "layer" else _BATCH_NORM[spec.dims](c_out))
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def _convolution(spec: UNetSpec, level: int, c_in: int, c_out: int) -> nn.Module:
+    kernel = spec.kernel[level]
+    padding = tuple(k // 2 if spec.padding == "same" else 0 for k in kernel)
+    return _CONV[spec.dims](c_in, c_out, kernel, padding=padding)
+
+
+def _up(spec: UNetSpec, level: int) -> nn.Module:
+    """Up-sample to ``level`` and halve the channels; then ReLU, as in the released network."""
+    c_in, c_out, window = spec.channels(level + 1), spec.channels(level), spec.pool[level]
+    layer: nn.Module
+    if spec.upsample == "transpose":
+        layer = _TRANSPOSED[spec.dims](c_in, c_out, window, stride=window)
+    else:
+        layer = ResizeConvolution(spec.dims, c_in, c_out, window)
+    return nn.Sequential(layer, nn.ReLU(inplace=True))
+
+
+def _extra(spec: UNetSpec) -> nn.Module:
+    if not spec.extra_conv:
+        return nn.Identity()
+    convolution = _convolution(spec, 0, spec.channels(0), spec.extra_conv)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True))
+
+
+def _crop(skip: Tensor, shape: Sequence[int]) -> Tensor:
+    """Cut the centre of ``shape`` out of the spatial axes."""
+    for axis, length in enumerate(shape, start=2):
+        skip = skip.narrow(axis, (skip.shape[axis] - length) // 2, length)
+    return skip
+
+
+def _initialise(layer: nn.Module) -> None:
+    """Draw weights with deviation sqrt(2 / N), N the connections that enter an output unit [1]_.
+
+    The windows of a transposed convolution do not overlap (stride = kernel): one voxel of
+    each input channel enters an output unit.
+    """
+    if isinstance(layer, nn.Conv2d | nn.Conv3d):
+        n_incoming = layer.weight[0].numel()
+    elif isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        n_incoming = layer.weight.shape[0]
+    else:
+        return
+    nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / n_incoming))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)

@@ -1,0 +1,294 @@
+"""Open a Dask client: on this machine, on its GPUs, on a queue's jobs, or on a running scheduler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from unetflow.errors import InputError, Interrupted
+from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
+from unetflow.runtime.signals import stop_requested
+from unetflow.runtime.worker import LOG_FOLDER
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+CLOSE_SECONDS = 10.0
+
+
+@contextmanager
+def open_client(
+    cluster: str = "local",
+    *,
+    workers: str | int | None = None,
+    threads: int | None = None,
+    log_folder: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Client | None]:
+    """Open a client, and close whatever was started for it.
+
+    Parameters
+    ----------
+    cluster : str
+        "none" (yields None: everything runs in this process), a name of ``cluster/``, the path
+        of such a file, ``tcp://`` or ``tls://``, or a scheduler file (``.json``).
+    workers : str or int, optional
+        ``N`` or ``N:M``; by default the cluster file's number, else one per core (local), per
+        device (cuda) or one job.
+    threads : int, optional
+        Threads that each worker computes with; by default the cores divided by the workers.
+    log_folder : path, optional
+        Where workers log their warnings.
+    options : mapping, optional
+        What wins over the cluster file: its keys, or options of its kind.
+
+    Yields
+    ------
+    distributed.Client or None
+        At least one worker is there.
+
+    Raises
+    ------
+    InputError
+        When the cluster is unknown, cannot start, or runs another version of unetflow.
+    Interrupted
+        When a signal arrives while the first worker is waited for.
+    """
+    if cluster == "none":
+        yield None
+        return
+    given = {"workers": workers, "threads": threads}
+    spec = read_cluster(cluster, {**(options or {}), **{k: v for k, v in given.items() if v is not None}})
+    logs = None if log_folder is None else os.path.abspath(os.fspath(log_folder))
+    with ExitStack() as stack:
+        _quieten(stack)
+        client = _start(spec, stack, logs)
+        _wait_for_worker(client, spec)
+        if spec.kind != "local":
+            _check_workers(client)
+        yield client
+
+
+def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
+    """Start or find the cluster, and connect; ``stack`` closes both."""
+    import dask
+    from distributed import Client
+
+    if spec.kind == "address":
+        return _connect(spec, stack)
+    threads = spec.threads or _threads_of(spec)
+    environ = {name: str(threads) for name in THREAD_VARIABLES}
+    _keep_environment(stack)
+    stack.enter_context(dask.config.set(_dask_settings(spec, environ)))
+    start = {"local": _start_local, "cuda": _start_cuda}.get(spec.kind)
+    if start is not None:
+        cluster = start(spec, stack, logs)
+    else:
+        from unetflow.runtime.jobqueue import start_jobqueue
+
+        cluster = start_jobqueue(spec, stack, logs, environ)
+    client = Client(cluster, set_as_default=False)
+    stack.callback(client.close, timeout=CLOSE_SECONDS)
+    if spec.dashboard:
+        logger.info("dashboard: %s", cluster.dashboard_link)
+    return client
+
+
+def _start_local(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
+    """Start worker processes on this machine, each with its share of the memory."""
+    from distributed import LocalCluster
+    from distributed.system import MEMORY_LIMIT
+
+    n_workers = _n_local_workers(spec)
+    cluster = LocalCluster(
+        n_workers=n_workers,
+        **{**_on_loopback(spec, logs), "memory_limit": int(MEMORY_LIMIT / n_workers), **spec.options},
+    )
+    stack.callback(cluster.close, timeout=CLOSE_SECONDS)
+    return cluster
+
+
+def _start_cuda(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
+    """Start one worker for each GPU of this machine, by dask-cuda."""
+    try:
+        from dask_cuda import LocalCUDACluster
+
+        # torch keeps its own memory pool: Dask spills nothing from the device.
+        cluster = LocalCUDACluster(
+            **{
+                "n_workers": spec.worker_range[1] if spec.worker_range else None,
+                "device_memory_limit": 0,
+                **_on_loopback(spec, logs),
+                **spec.options,
+            }
+        )
+    except ImportError as error:
+        raise InputError(
+            f"cluster kind 'cuda' needs dask-cuda, which cannot be imported ({error}); "
+            "pip install 'unetflow[cuda]', or use --cluster local"
+        ) from error
+    except Exception as error:
+        if type(error).__name__.startswith("NVMLError"):
+            raise InputError(
+                f"cluster kind 'cuda' needs an NVIDIA driver, and this host has none ({error}); "
+                "use --cluster local"
+            ) from error
+        raise
+    stack.callback(cluster.close, timeout=CLOSE_SECONDS)
+    return cluster
+
+
+def _on_loopback(spec: ClusterSpec, logs: str | None) -> dict[str, Any]:
+    """Return what every cluster on this machine has: loopback, TLS, one task thread a worker."""
+    from distributed.security import Security
+
+    return {
+        "host": LOOPBACK,
+        "protocol": "tls" if spec.security else "tcp",
+        "security": Security.temporary() if spec.security else None,
+        "threads_per_worker": 1,
+        "dashboard_address": f"{LOOPBACK}:0",
+        "scheduler_kwargs": {"dashboard": spec.dashboard},
+        "silence_logs": logging.WARNING if _is_verbose() else logging.CRITICAL,
+        "preload": ["unetflow.runtime.worker"],
+        "env": {LOG_FOLDER: logs} if logs else {},
+    }
+
+
+def _connect(spec: ClusterSpec, stack: ExitStack) -> Client:
+    """Connect to a scheduler that somebody else started."""
+    from distributed import Client
+    from distributed.security import Security
+
+    security = None
+    if spec.tls:
+        files = {"tls_ca_file": spec.tls.get("ca_file"), "tls_client_cert": spec.tls.get("cert")}
+        security = Security(**files, tls_client_key=spec.tls.get("key"), require_encryption=True)
+    where = spec.address or spec.scheduler_file
+    try:
+        client = Client(
+            spec.address,
+            scheduler_file=None if spec.address else spec.scheduler_file,
+            security=security,
+            set_as_default=False,
+            timeout=min(30.0, spec.startup_timeout),
+        )
+    except (OSError, TimeoutError, ValueError, TypeError) as error:
+        raise InputError(f"a Dask scheduler must answer at {where}, and none does: {error}") from error
+    stack.callback(client.close, timeout=CLOSE_SECONDS)
+    return client
+
+
+def _wait_for_worker(client: Client, spec: ClusterSpec) -> None:
+    """Wait for the first worker; the others may come later."""
+    began = told = time.monotonic()
+    while not client.nthreads():
+        now = time.monotonic()
+        if stop_requested():
+            raise Interrupted("stopped while waiting for the first worker; the same command goes on")
+        if now - began > spec.startup_timeout:
+            raise InputError(
+                f"a worker must be there within {spec.startup_timeout:.0f} s (startup_timeout), and none is; "
+                f"look at the queue and at the workers' logs, or raise it in the file of kind '{spec.kind}'"
+            )
+        if now - told > 60:
+            told = now
+            logger.info("waiting for the first worker (%.0f s)", now - began)
+        time.sleep(0.1)
+
+
+def _check_workers(client: Client) -> None:
+    """Refuse workers that cannot import this version of unetflow."""
+    import unetflow
+
+    found = client.run(_worker_version, on_error="return")
+    for address, version in found.items():
+        if version != unetflow.__version__:
+            raise InputError(
+                f"workers must run unetflow {unetflow.__version__} as this process does, and {address} has "
+                f"{version}; install the same environment on every host"
+            )
+
+
+def _worker_version() -> str:
+    import unetflow
+
+    return unetflow.__version__
+
+
+def _n_local_workers(spec: ClusterSpec) -> int:
+    from dask.system import CPU_COUNT
+
+    return spec.worker_range[1] if spec.worker_range else int(CPU_COUNT)
+
+
+def _threads_of(spec: ClusterSpec) -> int:
+    """Divide the cores among the workers; a job's worker has all cores of its job."""
+    from dask.system import CPU_COUNT
+
+    if spec.kind == "local":
+        return max(1, int(CPU_COUNT) // _n_local_workers(spec))
+    if spec.kind == "cuda":
+        return max(1, int(CPU_COUNT) // (spec.worker_range or (1, 1))[1])
+    return int(spec.options.get("cores", 1))
+
+
+def _dask_settings(spec: ClusterSpec, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return Dask's own settings for a cluster that is started here."""
+    import dask
+
+    spawn = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **environ}
+    return {
+        "distributed.nanny.pre-spawn-environ": spawn,
+        # A block whose worker died comes back at once: retries are counted by the driver.
+        "distributed.scheduler.allowed-failures": 0,
+        # A paused worker never wakes when the memory is not Dask's own (distributed#5999):
+        # it goes on, and is restarted when it comes near its limit.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.profile.enabled": False,
+        "distributed.scheduler.http.routes": (
+            dask.config.get("distributed.scheduler.http.routes") if spec.dashboard else []
+        ),
+    }
+
+
+def _keep_environment(stack: ExitStack) -> None:
+    """Put back the variables that Dask sets in this process before it starts a worker."""
+    import dask
+
+    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *THREAD_VARIABLES, "PYTHONHASHSEED"}
+    before = {name: os.environ.get(name) for name in names}
+
+    def restore() -> None:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    stack.callback(restore)
+
+
+def _is_verbose() -> bool:
+    return logging.getLogger("unetflow").isEnabledFor(logging.DEBUG)
+
+
+def _quieten(stack: ExitStack) -> None:
+    """Keep Dask's loggers silent unless this package logs at debug level."""
+    import distributed  # noqa: F401  installs its handlers on import
+
+    if _is_verbose():
+        return
+    log = logging.getLogger("distributed")
+    stack.callback(setattr, log, "handlers", log.handlers)
+    stack.callback(setattr, log, "propagate", log.propagate)
+    log.handlers, log.propagate = [logging.NullHandler()], False

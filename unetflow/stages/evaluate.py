@@ -1,0 +1,221 @@
+"""Evaluate: scores of a segmentation against truth, from counts that add over blocks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetflow.errors import InputError
+from unetflow.geometry import BlockGrid
+from unetflow.stages.comparison import CompareBlock, Pair, Tally
+from unetflow.stages.components import Labelling, label_volumes
+from unetflow.stages.inputs import pair_names
+from unetflow.stages.layout import choose_layout, linked_axes
+from unetflow.stages.pieces import Pieces
+from unetflow.stages.truth_map import ClassForeground, TruthMap
+from unetflow.stages.work import Conditions, Work, open_work
+
+if TYPE_CHECKING:
+    from unetflow.settings import Settings
+    from unetflow.storage.volume import Volume
+
+log = logging.getLogger(__name__)
+
+LARGEST_SECTION = 8192**2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared with what."""
+
+    pairs: tuple[Pair, ...]
+    grids: Pieces
+    sections: bool
+    foreground: int | None
+    is_multilabel: bool
+    dims: int
+
+
+def plan(
+    settings: Settings,
+    segmentation: str,
+    truth: str,
+    *,
+    sections: bool = False,
+    foreground: int | None = None,
+    class_map: dict[int, int] | None = None,
+) -> Plan:
+    """Pair images, find the arrays to compare and the meaning of the truth's values.
+
+    Raises
+    ------
+    InputError
+        If an image has no partner, shapes do not meet, or a label array is no integer.
+    """
+    from unetflow.storage.volume import open_images
+
+    outputs = _open_segmentation(segmentation)
+    truths = open_images(truth, **_truth_hints(settings, truth))
+    names = [("", "")] if list(outputs) == list(truths) == [""] else pair_names(list(outputs), list(truths))
+    pairs = []
+    for left, right in names:
+        arrays, provenance = outputs[left]
+        meaning = _truth_map(settings, truth, truths[right], provenance, class_map, foreground)
+        pairs.append(Pair.make(left, arrays, truths[right], meaning))
+    provenance = next(iter(outputs.values()))[1]
+    dims = int(provenance.get("dims", min(3, len(pairs[0].truth.spatial_axes))))
+    dims = 2 if sections else min(dims, len(pairs[0].truth.spatial_axes))
+    grids = Pieces(tuple(BlockGrid(pair.domain, _block_shape(pair, sections=sections)) for pair in pairs))
+    return Plan(tuple(pairs), grids, sections, foreground, pairs[0].meaning.is_multilabel, dims)
+
+
+def _block_shape(pair: Pair, *, sections: bool) -> tuple[int, ...]:
+    """Take whole planes where sections are scored or there is but one, else shards."""
+    shape = pair.domain.shape
+    is_plane = sections or math.prod(shape[:-2]) == 1
+    if is_plane and math.prod(shape[-2:]) <= LARGEST_SECTION:
+        return (1,) * (len(shape) - 2) + shape[-2:]
+    return choose_layout(shape, 2 if is_plane else min(3, len(shape)))[1]
+
+
+def _open_segmentation(path: str) -> dict[str, tuple[dict[str, Volume], dict[str, Any]]]:
+    """Return the label arrays of each image, and what the output says of itself."""
+    from unetflow.storage import ngff
+    from unetflow.storage.volume import open_images, open_volume
+
+    root = Path(path)
+    own = ngff.get_attributes(path).get("unetflow") if (root / "zarr.json").is_file() else None
+    if own is None:
+        return {name: ({"plain": volume}, {}) for name, volume in open_images(path).items()}
+    names = [""] if (root / "labels").is_dir() else sorted(
+        p.name for p in root.iterdir() if (p / "labels" / "zarr.json").is_file()
+    )
+    if not names:
+        raise InputError(f"evaluate needs the classes of a segmentation, got none in {path}; segment with classes")
+    found = {}
+    for name in names:
+        labels = (root / name if name else root) / "labels"
+        known = ngff.get_attributes(str(labels))["ome"]["labels"]
+        found[name] = ({label: open_volume(str(labels / label)) for label in known}, own)
+    return found
+
+
+def _truth_hints(settings: Settings, truth: str) -> dict[str, Any]:
+    data = _table_of(settings, truth)
+    return {} if data is None else {"axes": data.axes and data.axes.replace("c", ""), "voxel_size": data.voxel_size}
+
+
+def _table_of(settings: Settings, truth: str) -> Any:
+    for data in settings.data:
+        if Path(settings.resolve(data.labels)) == Path(truth):
+            return data
+    return None
+
+
+def _truth_map(
+    settings: Settings,
+    path: str,
+    truth: Volume,
+    provenance: dict[str, Any],
+    class_map: dict[int, int] | None,
+    foreground: int | None,
+) -> TruthMap:
+    """Decide what the truth's values mean: from the option, the project file, or the segmentation."""
+    data = _table_of(settings, path)
+    kind = data.kind if data is not None else provenance.get("kind")
+    stored = provenance.get("class_map")
+    found = class_map or (data.class_map if data is not None else None)
+    if found is None and stored and kind != "instances":
+        found = {int(key): value for key, value in stored.items()}
+    if class_map or (kind is None and foreground is not None):
+        kind = "classes"
+    ignore = data.ignore if data is not None else tuple(provenance.get("ignore", ()))
+    if kind != "multilabel" and truth.n_channels != 1:
+        raise InputError(f"truth must have one channel, got {truth.n_channels} in {truth.path}; choose one")
+    return TruthMap(kind or "instances", found if kind == "classes" else None, ignore)
+
+
+def evaluate(
+    settings: Settings,
+    segmentation: str,
+    truth: str,
+    client: Any = None,
+    *,
+    sections: bool = False,
+    foreground: int | None = None,
+    class_map: dict[int, int] | None = None,
+    conditions: Conditions | None = None,
+) -> dict[str, Any]:
+    """Score a segmentation.
+
+    Parameters
+    ----------
+    segmentation, truth : str
+        An output of `segment` or an integer array; integer arrays, or collections of them.
+    sections : bool
+        Score each plane (or image of a collection) on its own.
+    foreground : int, optional
+        Objects are the components of this class.
+    class_map : dict, optional
+        Truth value -> class.
+
+    Returns
+    -------
+    dict
+        The keys of INTERFACE, section 5; a score that is not defined is None.
+    """
+    conditions = conditions or Conditions(client)
+    made = plan(
+        settings, segmentation, truth, sections=sections, foreground=foreground, class_map=class_map
+    )
+    with tempfile.TemporaryDirectory(prefix=".unetflow-evaluate-", dir=_scratch_root(settings)) as scratch:
+        with open_work("evaluate", scratch, {}, conditions) as work:
+            pairs = made.pairs if foreground is None else _with_components(made, work, Path(scratch))
+            tally = Tally(len(pairs), made.sections, made.is_multilabel)
+            task = CompareBlock(pairs, made.grids, foreground)
+            work.run_pass("compare", task, made.grids, tally.add)
+            return {**tally.scores(), **work.totals()}
+
+
+def _scratch_root(settings: Settings) -> str | None:
+    """Work beside the run where workers of other hosts can see it, else in the current folder."""
+    return str(settings.run_folder) if settings.run_folder.is_dir() else "."
+
+
+def _with_components(made: Plan, work: Work, scratch: Path) -> tuple[Pair, ...]:
+    """Label the components of the foreground class, in the segmentation and in class truth."""
+    from unetflow.storage.volume import create_array, open_volume
+
+    assert made.foreground is not None
+    sources: list[tuple[int, str, Volume, TruthMap | None]] = []
+    for index, pair in enumerate(made.pairs):
+        sources.append((index, "seg", pair.class_array, None))
+        if pair.meaning.kind == "classes":
+            sources.append((index, "truth", pair.truth, pair.meaning))
+    jobs = []
+    for index, side, volume, _ in sources:
+        linked = linked_axes(volume.grid_axes, made.dims)
+        chunk, shard = choose_layout(volume.shape, made.dims)
+        arrays = []
+        for name in ("fragments", "ids"):
+            path = str(scratch / f"{side}-{index}-{name}")
+            create_array(
+                path, axes=volume.grid_axes, shape=volume.shape, dtype="uint32", chunk=chunk, shard=shard,
+                voxel_size=volume.voxel_size, translation=volume.translation,
+            )  # fmt: skip
+            arrays.append(open_volume(path, axes=volume.grid_axes))
+        jobs.append(Labelling(volume, *arrays, BlockGrid(volume.box, shard), linked))
+    maps = {volume: meaning for _, _, volume, meaning in sources}
+    label_volumes(
+        work, tuple(jobs), ClassForeground(maps, made.foreground), connectivity="face", min_size=0, scratch=scratch
+    )
+    found: dict[tuple[int, str], Volume] = {
+        (index, side): job.target for (index, side, _, _), job in zip(sources, jobs, strict=True)
+    }
+    return tuple(
+        pair.with_objects(found[index, "seg"], found.get((index, "truth"))) for index, pair in enumerate(made.pairs)
+    )

@@ -1,0 +1,111 @@
+"""The stores that `segment` writes: one OME-Zarr image per input image."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetflow.stages.predict import Image
+    from unetflow.stages.segment import Plan
+    from unetflow.stages.work import Work
+    from unetflow.storage.volume import Volume
+
+Levels = tuple["Volume", ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The levels of each array of one output image; empty where it is not wanted.
+
+    ``classes`` has one entry, or one a class for multilabel.
+    """
+
+    probabilities: Levels
+    classes: tuple[Levels, ...]
+    instances: Levels
+
+
+def create_outputs(made: Plan, work: Work, provenance: dict[str, Any]) -> tuple[Output, ...]:
+    """Create the empty stores, or open those of an earlier start."""
+    from unetflow.storage import ngff
+
+    is_new = work.ledger.value("created") is None
+    if is_new and made.is_collection:
+        ngff.create_group(str(made.out), {"unetflow": provenance}, overwrite=True)
+    outputs = tuple(_create(made, image, provenance, is_new=is_new) for image in made.images)
+    work.ledger.set_value("created", True)
+    work.ledger.flush()
+    return outputs
+
+
+def label_names(made: Plan) -> list[str]:
+    """Name the class label images: ``classes``, or one a class for multilabel."""
+    if made.facts["kind"] == "multilabel":
+        return [f"class-{k}" for k in range(made.spec.out_channels)]
+    return ["classes"]
+
+
+def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: bool) -> Output:
+    from unetflow.storage import ngff
+
+    wanted = made.settings.segment.outputs
+    root = made.folder_of(image)
+    attributes = {"unetflow": {**provenance, "input": image.volume.digest(), "tile": list(image.tile)}}
+    common = {
+        "shape": image.domain.shape,
+        "chunk": image.chunk,
+        "shard": image.shard,
+        "voxel_size": image.volume.voxel_size,
+        "translation": _translation(image),
+        "unit": image.volume.unit,
+    }
+    axes = image.volume.grid_axes
+    probabilities: Levels = ()
+    if "probabilities" in wanted:
+        channel_axes = "tc" + axes[1:] if axes.startswith("t") else "c" + axes
+        names = [f"class {k}" for k in range(made.spec.out_channels)] if made.spec.out_channels > 1 else ["foreground"]
+        probabilities = _image(
+            str(root), is_new=is_new, axes=channel_axes, n_channels=made.spec.out_channels,
+            dtype=made.settings.segment.dtype, channel_names=names, attributes=attributes, overwrite=True, **common,
+        )  # fmt: skip
+    elif is_new:
+        ngff.create_group(str(root), attributes, overwrite=True)
+    classes = label_names(made) if {"classes", "instances"} & set(wanted) else []
+    labels = [*classes, *(["instances"] if "instances" in wanted else [])]
+    if labels and is_new:
+        ngff.create_labels_group(str(root), labels)
+    levels = {
+        name: _image(
+            str(root / "labels" / name), is_new=is_new, axes=axes, label=True,
+            dtype="uint32" if name == "instances" else "uint8", **common,
+        )
+        for name in labels
+    }  # fmt: skip
+    return Output(probabilities, tuple(levels[name] for name in classes), levels.get("instances", ()))
+
+
+def _image(path: str, *, is_new: bool, **description: Any) -> Levels:
+    from unetflow.storage import ngff
+    from unetflow.storage.volume import open_volume
+
+    if is_new:
+        return ngff.create_image(path, **description)
+    count = len(ngff.get_attributes(path)["ome"]["multiscales"][0]["datasets"])
+    return tuple(open_volume(path, level=level) for level in range(count))
+
+
+def _translation(image: Image) -> list[float]:
+    """Place the output where the region of interest lies."""
+    n_lead = image.volume.ndim - len(image.volume.spatial_axes)
+    start = image.domain.start[n_lead:]
+    return [
+        t + a * s for t, a, s in zip(image.volume.translation, start, image.volume.voxel_size, strict=True)
+    ]
+
+
+def finish_outputs(made: Plan, work: Work) -> None:
+    """Remove what only the labelling passes needed, and classes that nobody asked for."""
+    shutil.rmtree(made.out / ".unetflow" / "labelling", ignore_errors=True)
+    work.ledger.set_value("finished", True)

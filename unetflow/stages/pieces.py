@@ -1,0 +1,49 @@
+"""Many images as one numbered sequence of blocks, so that a collection is one pass."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from unetflow.geometry import Block, BlockGrid
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The blocks of several grids, numbered through; made on demand.
+
+    Examples
+    --------
+    >>> from unetflow.geometry import Box
+    >>> grid = BlockGrid(Box.of_shape((4,)), (2,))
+    >>> pieces = Pieces((grid, grid))
+    >>> len(pieces), pieces.locate(3)[0], pieces[3].inner
+    (4, 1, Box(start=(2,), stop=(4,)))
+    """
+
+    grids: tuple[BlockGrid, ...]
+    first: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", tuple(accumulate((len(g) for g in self.grids), initial=0)))
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    def __iter__(self) -> Iterator[Block]:
+        for index, grid in enumerate(self.grids):
+            for block in grid:
+                yield Block(self.first[index] + block.number, block.inner, block.outer)
+
+    def __getitem__(self, number: int) -> Block:
+        _, block = self.locate(number)
+        return Block(number, block.inner, block.outer)
+
+    def locate(self, number: int) -> tuple[int, Block]:
+        """Return which grid a block belongs to, and the block as that grid numbers it."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"block {number} of {len(self)}")
+        index = bisect_right(self.first, number) - 1
+        return index, self.grids[index][number - self.first[index]]

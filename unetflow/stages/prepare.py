@@ -1,0 +1,397 @@
+"""Prepare: statistics, weight maps and elastic-deformed patches into ``RUN/dataset.zarr``.
+
+::
+
+    measure   raw -> histograms; labels -> class counts and candidate centres
+    label     classes and multilabel only: components over the whole volume
+    weigh     labels with a halo -> weight maps
+    sample    patch boxes -> deform -> patch store
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unetflow.architecture import UNetSpec
+from unetflow.errors import InputError
+from unetflow.geometry import BlockGrid, Box, Shape
+from unetflow.memory import format_bytes
+from unetflow.stages.components import Labelling, label_volumes
+from unetflow.stages.counting import Census, CountBlock
+from unetflow.stages.inputs import Item, open_items
+from unetflow.stages.layout import choose_layout, linked_axes, on_grid
+from unetflow.stages.measure import measure_volumes, normalisation_of
+from unetflow.stages.network import choose_patch_shape, model_spec
+from unetflow.stages.pieces import Pieces
+from unetflow.stages.sample import SampleBlock, plan_validation
+from unetflow.stages.split import Split, plan_split
+from unetflow.stages.truth import Truth, TruthForeground
+from unetflow.stages.weigh import WeighBlock, border_halo_of
+from unetflow.stages.work import Conditions, Work, digest_of, open_work, versions
+
+if TYPE_CHECKING:
+    from unetflow.settings import Settings
+    from unetflow.storage.volume import Volume
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` will do, worked out from settings and shapes."""
+
+    settings: Settings
+    items: tuple[Item, ...]
+    spec: UNetSpec
+    linked: tuple[bool, ...]
+    patch_shape: Shape
+    output_shape: Shape
+    splits: tuple[Split, ...]
+    layouts: tuple[tuple[Shape, Shape], ...]
+    halo: Shape
+
+    @property
+    def dataset(self) -> Path:
+        """Where the result goes."""
+        return self.settings.run_folder / "dataset.zarr"
+
+    def grids(self, halo: Shape = ()) -> Pieces:
+        """Return the blocks of all label volumes."""
+        return Pieces(
+            tuple(
+                BlockGrid(item.labels.box, shard, halo, halo)
+                for item, (_, shard) in zip(self.items, self.layouts, strict=True)
+            )
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``--plan`` prints."""
+        settings = self.settings.prepare
+        voxels = int(np.prod(self.patch_shape)) * settings.patches
+        size = np.dtype(self.items[0].raw.dtype).itemsize * self.items[0].raw.n_channels
+        return {
+            "images": len(self.items),
+            "patch_shape": list(self.patch_shape),
+            "output_shape": list(self.output_shape),
+            "patches": settings.patches,
+            "blocks": len(self.grids()),
+            "halo": list(self.halo),
+            "read": format_bytes(sum(i.labels.nbytes + i.raw.nbytes for i in self.items)),
+            "write": format_bytes(voxels * size + sum(4 * i.labels.box.size for i in self.items)),
+            "dataset": str(self.dataset),
+        }
+
+
+def plan(settings: Settings) -> Plan:
+    """Work out blocks, patches and the split; every refusal happens here.
+
+    Raises
+    ------
+    InputError
+        Rule, value and cure of what cannot be done.
+    """
+    items = open_items(settings)
+    axes = items[0].raw.grid_axes
+    linked = linked_axes(axes, settings.model.dims)
+    spec = model_spec(settings, items[0].raw.n_channels, 2)
+    if items[0].data.kind == "multilabel" and settings.model.head != "sigmoid":
+        raise InputError('kind = "multilabel" needs model.head = "sigmoid", got softmax; its classes may overlap')
+    patch_shape = choose_patch_shape(settings, spec, items)
+    output_shape = spec.output_shape(patch_shape)
+    chunk = on_grid(settings.prepare.chunk, axes, "prepare.chunk")
+    shard = on_grid(settings.prepare.shard, axes, "prepare.shard")
+    layouts = tuple(choose_layout(item.labels.shape, spec.dims, chunk, shard) for item in items)
+    splits = plan_split(
+        items, spec.dims, output_shape, spec.margin, settings.prepare.validation_fraction, settings.run.seed
+    )
+    halo = border_halo_of(settings.prepare, items, linked)
+    return Plan(settings, items, spec, linked, patch_shape, output_shape, splits, layouts, halo)
+
+
+def fingerprint(plan: Plan) -> dict[str, Any]:
+    """Return what the bytes of the dataset depend on."""
+    settings = plan.settings
+    keys = {"data", "prepare", "model"}
+    return {
+        "settings": settings.model_dump(mode="json", include=keys),
+        "seed": settings.run.seed,
+        "inputs": {
+            item.title: [v.digest() for v in (item.raw, item.labels, item.mask) if v is not None]
+            for item in plan.items
+        },
+    }
+
+
+def prepare(
+    settings: Settings,
+    client: Any = None,
+    *,
+    conditions: Conditions | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+) -> dict[str, Any]:
+    """Make ``RUN/dataset.zarr`` from the annotated volumes of the settings.
+
+    Parameters
+    ----------
+    settings : Settings
+        The project.
+    client : distributed.Client, optional
+        Where blocks run; None is a plain loop.
+
+    Returns
+    -------
+    dict
+        Counts, class weights, shapes and the totals of the blocks.
+    """
+    conditions = conditions or Conditions(client)
+    made = plan(settings)
+    prints = fingerprint(made)
+    with open_work(
+        "prepare", settings.run_folder, prints, conditions, overwrite=overwrite, retry_failed=retry_failed
+    ) as work:
+        return _prepare(made, work, prints)
+
+
+def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
+    from unetflow.storage import ngff
+
+    settings = made.settings
+    histograms = measure_volumes(work, [item.raw for item in made.items], settings.run.seed)
+    census = _count(made, work)
+    if work.ledger.value("created") is None:
+        shutil.rmtree(made.dataset, ignore_errors=True)
+        ngff.create_group(str(made.dataset), {}, overwrite=True)
+        work.ledger.set_value("created", True)
+    kind = made.items[0].data.kind
+    n_classes = 2 if kind == "instances" else census.n_classes(kind)
+    if kind == "classes":
+        mapped = [v for item in made.items for v in (item.data.class_map or {}).values()]
+        n_classes = max(n_classes, max(mapped, default=0) + 1)
+    spec = model_spec(settings, made.items[0].raw.n_channels, n_classes, is_multilabel=kind == "multilabel")
+    truths = tuple(Truth(item, made.linked, n_classes) for item in made.items)
+    components = _find_components(made, work, truths) if kind != "instances" else (None,) * len(truths)
+    class_weights = _class_weights(settings, census, kind, n_classes)
+    weights = _weigh(made, work, truths, components, class_weights)
+    counts = _sample(made, work, truths, weights, census)
+    facts = _facts(made, prints, spec, histograms, census, class_weights, counts)
+    ngff.set_attributes(str(made.dataset), {"unetflow": facts})
+    shutil.rmtree(settings.run_folder / ".unetflow" / "components.zarr", ignore_errors=True)
+    from unetflow.stages.previews import write_previews
+
+    previews = write_previews(made.dataset, settings.run_folder / "previews")
+    return {
+        "dataset": str(made.dataset),
+        "images": len(made.items),
+        "classes": n_classes,
+        "class_weights": facts["class_weights"],
+        "patch_shape": list(made.patch_shape),
+        "output_shape": list(made.output_shape),
+        "patches": counts,
+        "previews": previews,
+        **work.totals(),
+    }
+
+
+def _count(made: Plan, work: Work) -> Census:
+    census = Census(made.settings.prepare.patches)
+    pieces = made.grids()
+    truths = tuple(Truth(item, made.linked) for item in made.items)
+    task = CountBlock(truths, made.splits, pieces, made.settings.run.seed, census.n_wanted)
+    work.run_pass("count", task, pieces, census.add)
+    return census
+
+
+def _class_weights(settings: Settings, census: Census, kind: str, n_classes: int) -> np.ndarray[Any, Any]:
+    """Return the weight of each class, or for multilabel of (negative, positive) of each."""
+    from unetflow.numerics.weights import class_weights, multilabel_weights
+
+    counts = np.array([census.counts.get(k, 0) for k in range(n_classes)], np.int64)
+    n_valid = sum(census.n_valid.values())
+    if not settings.prepare.class_balance:
+        return np.ones((n_classes, 2) if kind == "multilabel" else n_classes)
+    weights = multilabel_weights(counts, n_valid) if kind == "multilabel" else class_weights(counts)
+    for k in np.flatnonzero(counts == 0):
+        log.warning("class %d has no voxel in the training data and weighs 0", k)
+    if (weights >= 1000).any():
+        log.warning("a class is so rare that its weight is capped at 1000")
+    return np.asarray(weights)
+
+
+def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple[Volume | None, ...]:
+    """Label the components of the foreground over each whole volume, into a temporary store."""
+    from unetflow.storage.ngff import create_group
+    from unetflow.storage.volume import create_array, open_volume
+
+    scratch = made.settings.run_folder / ".unetflow"
+    store = scratch / "components.zarr"
+    is_new = work.ledger.value("components") is None
+    if is_new:
+        shutil.rmtree(store, ignore_errors=True)
+        create_group(str(store), {}, overwrite=True)
+    jobs = []
+    for index, (truth, (chunk, shard)) in enumerate(zip(truths, made.layouts, strict=True)):
+        labels = truth.item.labels
+        arrays = []
+        for name in ("fragments", "ids"):
+            path = str(store / f"{name}-{index}")
+            if is_new:
+                create_array(
+                    path, axes=labels.grid_axes, shape=labels.shape, n_channels=None, dtype="uint32", chunk=chunk,
+                    shard=shard, voxel_size=labels.voxel_size,
+                )  # fmt: skip
+            arrays.append(open_volume(path, axes=labels.grid_axes) if store.exists() else None)
+        jobs.append(Labelling(labels, *arrays, BlockGrid(labels.box, shard), made.linked))  # type: ignore[arg-type]
+    work.ledger.set_value("components", True)
+    label_volumes(
+        work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch, prefix="components-"
+    )
+    return tuple(job.target for job in jobs)
+
+
+def _weigh(
+    made: Plan,
+    work: Work,
+    truths: tuple[Truth, ...],
+    components: tuple[Volume | None, ...],
+    class_weights: np.ndarray[Any, Any],
+) -> tuple[Volume, ...]:
+    """Write the weight map of every label volume."""
+    from unetflow.storage.ngff import create_group
+    from unetflow.storage.volume import create_array, open_volume
+
+    targets = []
+    is_new = work.ledger.value("weights") is None
+    if is_new:
+        create_group(str(made.dataset / "weights"), {}, overwrite=True)
+    is_multilabel = made.items[0].data.kind == "multilabel"
+    for item, (chunk, shard) in zip(made.items, made.layouts, strict=True):
+        path = made.dataset / "weights" / str(item.table)
+        if item.name:
+            if is_new and not path.exists():
+                create_group(str(path), {}, overwrite=True)
+            path = path / item.name
+        axes = _with_channels(item.labels.grid_axes) if is_multilabel else item.labels.grid_axes
+        if is_new:
+            create_array(
+                str(path), axes=axes, shape=item.labels.shape, n_channels=len(class_weights) if is_multilabel else None,
+                dtype="float32", chunk=chunk, shard=shard, fill_value=float(class_weights.flat[0]),
+                voxel_size=item.labels.voxel_size, translation=item.labels.translation, overwrite=True,
+            )  # fmt: skip
+        targets.append(open_volume(str(path), axes=axes))
+    work.ledger.set_value("weights", True)
+    pieces = made.grids(made.halo)
+    task = WeighBlock(
+        truths, components, tuple(targets), pieces, class_weights.tolist(),
+        made.settings.prepare.w0, made.settings.prepare.sigma, made.settings.prepare.tolerance,
+        made.settings.prepare.border_where,
+    )  # fmt: skip
+    work.run_pass("weigh", task, pieces)
+    return tuple(targets)
+
+
+def _with_channels(grid_axes: str) -> str:
+    return "tc" + grid_axes[1:] if grid_axes.startswith("t") else "c" + grid_axes
+
+
+def _sample(
+    made: Plan, work: Work, truths: tuple[Truth, ...], weights: tuple[Volume, ...], census: Census
+) -> dict[str, int]:
+    """Write training and validation patches; each shard of patches is one block."""
+    from unetflow.storage.patches import create_patches, open_patches
+
+    settings = made.settings.prepare
+    is_multilabel = made.items[0].data.kind == "multilabel"
+    centres = census.draw(settings.patches, settings.foreground_fraction, is_multilabel)
+    validation = plan_validation(made.items, made.splits, made.output_shape, made.spec.dims, made.settings.run.seed)
+    is_new = work.ledger.value("patches") is None
+    counts = {}
+    for split, places in (("train", centres), ("validation", validation)):
+        counts[split] = len(places)
+        if not len(places):
+            continue
+        lead = (truths[0].n_classes,) if is_multilabel else ()
+        if is_new:
+            create_patches(
+                str(made.dataset), split, count=len(places),
+                image_shape=(made.items[0].raw.n_channels, *made.patch_shape), image_dtype=made.items[0].raw.dtype,
+                target_shape=(*lead, *made.output_shape), overwrite=True,
+            )  # fmt: skip
+            np.save(_places_file(made, split), places)
+        store = open_patches(str(made.dataset), split)
+        task = SampleBlock(
+            truths, weights, made.splits, store, str(_places_file(made, split)), split, made.spec.margin,
+            made.patch_shape, made.settings.run.seed, settings.elastic_grid, settings.elastic_sigma if split == "train" else 0.0,
+            settings.interpolation_order,
+        )  # fmt: skip
+        grid = BlockGrid(Box.of_shape((len(places),)), (store.shard_size,))
+        folded: list[int] = []
+        work.run_pass(f"sample-{split}", task, grid, lambda _, report, kept=folded: kept.append(report["scaled"]))  # type: ignore[misc]
+        counts[f"{split}_scaled_against_folding"] = sum(folded)
+    work.ledger.set_value("patches", True)
+    return counts
+
+
+def _places_file(made: Plan, split: str) -> Path:
+    return made.settings.run_folder / ".unetflow" / f"places-{split}.npy"
+
+
+def _facts(
+    made: Plan,
+    prints: dict[str, Any],
+    spec: UNetSpec,
+    histograms: list[list[Any]],
+    census: Census,
+    class_weights: np.ndarray[Any, Any],
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """Return the dataset's attributes: all that training needs, and only what follows from the inputs."""
+    from unetflow.numerics.intensity import add
+
+    settings = made.settings
+    method = settings.prepare.normalise
+    training = [h for h, item in zip(histograms, made.items, strict=True) if item.data.role == "train"]
+    merged = training[0]
+    for other in training[1:]:
+        merged = [add(a, b) for a, b in zip(merged, other, strict=True)]
+    overall = normalisation_of(merged, method)
+    volumes = []
+    for item, h in zip(made.items, histograms, strict=True):
+        own = overall if settings.prepare.normalise_per == "training" else normalisation_of(h, method)
+        volumes.append({"table": item.table, "name": item.name, "offset": own[0], "scale": own[1]})
+    first = made.items[0]
+    places = {}
+    for split in ("train", "validation"):
+        if counts.get(split):
+            places[split] = np.load(_places_file(made, split))[:, 0].tolist()
+    return {
+        "settings": prints["settings"],
+        "fingerprint": digest_of(prints),
+        "seed": settings.run.seed,
+        "inputs": prints["inputs"],
+        "versions": versions(),
+        "kind": first.data.kind,
+        "n_classes": spec.out_channels if spec.head == "softmax" else max(2, spec.out_channels),
+        "in_channels": first.raw.n_channels,
+        "axes": first.raw.grid_axes,
+        "dims": spec.dims,
+        "voxel_size": list(first.raw.voxel_size),
+        "dtype": first.raw.dtype,
+        "class_counts": {str(k): n for k, n in sorted(census.counts.items())},
+        "class_weights": class_weights.tolist(),
+        "class_map": {str(k): v for k, v in (first.data.class_map or {}).items()} or None,
+        "normalise": method,
+        "normalise_per": settings.prepare.normalise_per,
+        "normalisation": {"offset": overall[0], "scale": overall[1]},
+        "volumes": volumes,
+        "patch_volume": places,
+        "patch_shape": list(made.patch_shape),
+        "output_shape": list(made.output_shape),
+        "patches": counts,
+    }

@@ -1,0 +1,189 @@
+"""Pass 3 of `prepare`: cut patches, bend them, store them; patch i depends on (seed, i) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetflow.geometry import Block, BlockGrid, Box, Shape, mirror_indices
+from unetflow.stages.inputs import Item
+from unetflow.stages.split import Split
+from unetflow.stages.truth import Truth
+from unetflow.stages.work import Report
+
+if TYPE_CHECKING:
+    from unetflow.numerics.elastic import Field
+    from unetflow.storage.patches import PatchStore
+    from unetflow.storage.volume import Volume
+
+_MOST_VALIDATION = 200
+_SPLITS = {"train": 0, "validation": 1}
+
+Patch = tuple[npt.NDArray[Any], npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+
+
+def plan_validation(
+    items: tuple[Item, ...], splits: tuple[Split, ...], output_shape: Shape, dims: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Tile what is held out with patch outputs; at most 200, chosen by seed.
+
+    Returns
+    -------
+    ndarray of int64, shape (n, 2)
+        Volume, and linear index of the centre voxel in the labels.
+    """
+    rows = []
+    for index, (item, split) in enumerate(zip(items, splits, strict=True)):
+        if split.validation is None:
+            continue
+        step = (1,) * (item.labels.ndim - dims) + tuple(output_shape)
+        for block in BlockGrid(split.validation, step):
+            middle = [
+                min(a + s // 2, n - 1) for a, s, n in zip(block.inner.start, step, item.labels.shape, strict=True)
+            ]
+            rows.append((index, int(np.ravel_multi_index(middle, item.labels.shape))))
+    places = np.asarray(rows, np.int64).reshape(-1, 2)
+    if len(places) > _MOST_VALIDATION:
+        chosen = np.random.default_rng([seed, 4]).permutation(len(places))[:_MOST_VALIDATION]
+        places = places[np.sort(chosen)]
+    return places
+
+
+@dataclass(frozen=True)
+class SampleBlock:
+    """Make the patches of one shard."""
+
+    truths: tuple[Truth, ...]
+    weights: tuple[Volume, ...]
+    splits: tuple[Split, ...]
+    store: PatchStore
+    places: str
+    split: str
+    margin: Shape
+    patch_shape: Shape
+    seed: int
+    elastic_grid: int
+    elastic_sigma: float
+    interpolation_order: int
+
+    def __call__(self, block: Block) -> Report:
+        numbers = range(block.inner.start[0], block.inner.stop[0])
+        places = np.load(self.places, mmap_mode="r")
+        patches, n_scaled = [], 0
+        for number in numbers:
+            volume, place = (int(v) for v in places[number])
+            field = self.draw_field(number, self.truths[volume].item)
+            n_scaled += field.was_scaled
+            patches.append(self.make_patch(volume, place, field))
+        image, target, weight = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        self.store.write_shard(block.number, image, target, weight)
+        return {"scaled": int(n_scaled)}
+
+    def draw_field(self, number: int, item: Item, *, still: bool = False) -> Field:
+        """Draw the displacement of a patch; ``still`` draws none."""
+        from unetflow.numerics.elastic import displacement
+
+        reach = 0.0 if still else self.elastic_sigma
+        sigma = [reach / ratio for ratio in item.voxel_ratio(len(self.patch_shape))]
+        rng = np.random.default_rng([self.seed, 5, _SPLITS[self.split], number])
+        return displacement(rng, self.patch_shape, grid=self.elastic_grid, sigma=sigma)
+
+    def make_patch(self, volume: int, place: int, field: Field) -> Patch:
+        """Return image, target and weight of one patch, all moved by one field."""
+        item = self.truths[volume].item
+        start = self._start(volume, place)
+        image = self._image(item, start, field)
+        target, weight = self._truth(volume, start, field)
+        if not weight.any():
+            # Its only voxels that count were moved out of sight: take it as it lies.
+            still = self.draw_field(0, item, still=True)
+            image = self._image(item, start, still)
+            target, weight = self._truth(volume, start, still)
+        return image, target, weight
+
+    def _start(self, volume: int, place: int) -> Shape:
+        """Return the first voxel of the patch's output in the raw volume, per grid axis.
+
+        The output holds the centre and stays in its part of the split where that is large
+        enough, else in the volume.
+        """
+        item = self.truths[volume].item
+        n_lead = item.raw.ndim - len(self.margin)
+        centre = np.unravel_index(place, item.labels.shape)
+        allowed = getattr(self.splits[volume], self.split)
+        start = []
+        for axis, (c, offset, n) in enumerate(zip(centre, item.offset, item.raw.shape, strict=True)):
+            length = 1 if axis < n_lead else self.store.target_shape[axis - item.raw.ndim]
+            low, high = allowed.start[axis] + offset, allowed.stop[axis] + offset
+            if high - low < length:
+                low, high = 0, n
+            start.append(int(min(max(int(c) + offset - length // 2, low), high - length)))
+        return tuple(start)
+
+    def _image(self, item: Item, start: Shape, field: Field) -> npt.NDArray[Any]:
+        from unetflow.numerics.elastic import source_box, warp_image
+
+        # An undisplaced patch is the volume's own voxels, bit for bit.
+        order = self.interpolation_order if field.vectors.any() else 0
+        needed = source_box(field, order=order)
+        origin = tuple(a - m for a, m in zip(start[-len(self.margin) :], self.margin, strict=True))
+        lead = start[: -len(self.margin)]
+        source = item.raw.read_mirrored(_in_plane(needed.shift(origin), lead))
+        source = source.reshape(len(source), *needed.shape)
+        moved = warp_image(source, field.coordinates(origin=needed.start), order)
+        dtype = np.dtype(item.raw.dtype)
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            moved = np.clip(np.rint(moved), limits.min, limits.max)
+        return moved.astype(dtype)
+
+    def _truth(self, volume: int, start: Shape, field: Field) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        from unetflow.numerics.elastic import source_box, warp_labels, warp_weight
+
+        dims = len(self.margin)
+        shape = self.store.target_shape[-dims:]
+        output = Box(self.margin, tuple(m + n for m, n in zip(self.margin, shape, strict=True)))
+        needed = source_box(field, output, order=1)
+        origin = tuple(a - m for a, m in zip(start[-dims:], self.margin, strict=True))
+        box = _in_plane(needed.shift(origin), start[:-dims])
+        target, weight = self._read_truth(volume, box)
+        coordinates = field.coordinates(output, origin=needed.start)
+        squeeze = (*target.shape[: target.ndim - box.ndim], *needed.shape)
+        return (
+            np.asarray(warp_labels(target.reshape(squeeze), coordinates), np.uint8),
+            warp_weight(weight.reshape(squeeze), coordinates),
+        )
+
+    def _read_truth(self, volume: int, box: Box) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Read target and weight of any box of the raw volume: mirrored outside it, 0 without labels."""
+        truth = self.truths[volume]
+        item = truth.item
+        index = [
+            mirror_indices(a, b, n) - offset
+            for a, b, n, offset in zip(box.start, box.stop, item.raw.shape, item.offset, strict=True)
+        ]
+        has_label = [(i >= 0) & (i < n) for i, n in zip(index, item.labels.shape, strict=True)]
+        lead = (truth.n_classes,) if truth.is_multilabel else ()
+        target = np.zeros((*lead, *box.shape), np.uint8)
+        weight = np.zeros((*lead, *box.shape), np.float32)
+        if not all(known.any() for known in has_label):
+            return target, weight
+        known_index = [i[k] for i, k in zip(index, has_label, strict=True)]
+        needed = Box(tuple(int(i.min()) for i in known_index), tuple(int(i.max()) + 1 for i in known_index))
+        take: Sequence[Any] = np.ix_(*[i - a for i, a in zip(known_index, needed.start, strict=True)])
+        put = np.ix_(*has_label)
+        found, _ = truth.read(needed)
+        stored = self.weights[volume].read(needed)
+        stored = stored if truth.is_multilabel else stored[0]
+        target[(..., *put)] = found[(..., *take)]
+        weight[(..., *put)] = stored[(..., *take)]
+        return target, weight
+
+
+def _in_plane(box: Box, lead: Shape) -> Box:
+    """Add the axes that the network does not see: one plane of each."""
+    return Box((*lead, *box.start), (*(a + 1 for a in lead), *box.stop))

@@ -1,0 +1,277 @@
+"""Train: a U-Net from the patches of ``RUN/dataset.zarr`` into ``RUN/model.safetensors``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetflow.architecture import UNetSpec
+from unetflow.errors import InputError
+from unetflow.stages.network import model_spec
+from unetflow.stages.work import Conditions, digest_of, open_work, versions
+
+if TYPE_CHECKING:
+    from unetflow.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `train` will do, worked out from settings and the dataset's record."""
+
+    settings: Settings
+    facts: dict[str, Any]
+    spec: UNetSpec
+    steps: int
+    initial: str | None
+
+    @property
+    def dataset(self) -> str:
+        """The patch store."""
+        return str(self.settings.run_folder / "dataset.zarr")
+
+    @property
+    def model(self) -> Path:
+        """Where the result goes."""
+        return self.settings.run_folder / "model.safetensors"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``--plan`` prints."""
+        train = self.settings.train
+        return {
+            "patches": self.facts["patches"],
+            "patch_shape": self.facts["patch_shape"],
+            "output_shape": self.facts["output_shape"],
+            "network": self.spec.to_dict(),
+            "steps": self.steps,
+            "batch_size": train.batch_size,
+            "epochs": round(self.steps * train.batch_size / self.facts["patches"]["train"], 2),
+            "model": str(self.model),
+        }
+
+
+def plan(settings: Settings, initial: str | None = None) -> Plan:
+    """Check that dataset and network fit; every refusal happens here.
+
+    Raises
+    ------
+    InputError
+        If there is no finished dataset, or its patches do not fit the network.
+    """
+    facts = read_facts(settings.run_folder)
+    spec = model_spec(
+        settings, facts["in_channels"], facts["n_classes"], is_multilabel=facts["kind"] == "multilabel"
+    )
+    patch, output = tuple(facts["patch_shape"]), tuple(facts["output_shape"])
+    if len(patch) != spec.dims or not spec.accepts(patch) or spec.output_shape(patch) != output:
+        raise InputError(
+            f"the network must take the prepared patches {patch} -> {output}, got one that does not "
+            f"(depth {spec.depth}, padding {spec.padding}); run unetflow prepare --overwrite with the new [model]"
+        )
+    if initial is not None:
+        _check_initial(initial, spec)
+    return Plan(settings, facts, spec, _count_steps(settings, facts), initial)
+
+
+def read_facts(run_folder: Path) -> dict[str, Any]:
+    """Return the record that `prepare` left in the dataset's attributes."""
+    from unetflow.storage.ngff import get_attributes
+
+    path = run_folder / "dataset.zarr"
+    if not (path / "zarr.json").is_file():
+        raise InputError(f"train needs the patches of a finished prepare, got none at {path}; run unetflow prepare first")
+    facts = get_attributes(str(path)).get("unetflow")
+    if not facts:
+        raise InputError(f"train needs a finished prepare, got an unfinished one at {path}; run unetflow prepare again")
+    return dict(facts)
+
+
+def _count_steps(settings: Settings, facts: dict[str, Any]) -> int:
+    train = settings.train
+    if train.steps is not None and train.epochs is not None:
+        raise InputError("train takes steps or epochs, got both; remove one")
+    if train.epochs is not None:
+        return -(-train.epochs * int(facts["patches"]["train"]) // train.batch_size)
+    return train.steps or DEFAULT_STEPS
+
+
+def _check_initial(path: str, spec: UNetSpec) -> None:
+    from unetflow.nn.checkpoint import load_model
+
+    model, _ = load_model(path)
+    if model.spec != spec:
+        mine, theirs = spec.to_dict(), model.spec.to_dict()
+        differing = [f"{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
+        raise InputError(f"--from needs a model of the same network, got {path} with {'; '.join(differing)}; change [model]")
+
+
+def fingerprint(made: Plan) -> dict[str, Any]:
+    """Return what the weights depend on; a larger number of steps may come later."""
+    settings = made.settings
+    free = {"steps", "epochs", "checkpoint_minutes"}
+    return {
+        "dataset": made.facts["fingerprint"],
+        "model": made.spec.to_dict(),
+        "train": settings.train.model_dump(mode="json", exclude=free),
+        "seed": settings.run.seed,
+        "from": made.initial and digest_of(Path(made.initial).stat().st_size),
+    }
+
+
+def train(
+    settings: Settings,
+    client: Any = None,
+    *,
+    conditions: Conditions | None = None,
+    initial: str | None = None,
+    overwrite: bool = False,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train a network, or go on where the last run stopped.
+
+    Parameters
+    ----------
+    settings : Settings
+        The project; ``RUN/dataset.zarr`` must be there.
+    client : distributed.Client, optional
+        Where the training process runs; None is this process.
+    initial : str, optional
+        A model whose weights are the start (fine-tuning).
+    on_event : callable, optional
+        Told of steps, validations and checkpoints.
+
+    Returns
+    -------
+    dict
+        The model's path, the steps, the score.
+    """
+    import shutil
+
+    from unetflow.runtime.ranks import run_ranks
+
+    conditions = conditions or Conditions(client)
+    made = plan(settings, initial)
+    folder = settings.run_folder
+    with open_work("train", folder, fingerprint(made), conditions, overwrite=overwrite) as work:
+        if work.ledger.value("started") is None:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "metrics.csv").unlink(missing_ok=True)
+            work.ledger.set_value("started", True)
+            work.ledger.flush()
+        result = run_ranks(
+            train_rank,
+            {"made": made, "provenance": _provenance(made)},
+            conditions.client,
+            on_event=on_event,
+            should_stop=conditions.should_stop,
+        )
+        return {**result, "seconds": work.totals()["seconds"], "model": str(made.model)}
+
+
+def _provenance(made: Plan) -> dict[str, Any]:
+    """Return what travels with the weights, so that `segment` needs nothing else."""
+    facts = made.facts
+    keep = (
+        "kind", "n_classes", "in_channels", "axes", "dims", "voxel_size", "dtype", "class_map", "normalise",
+        "normalise_per", "normalisation", "patch_shape", "output_shape", "class_counts",
+    )  # fmt: skip
+    return {
+        **{key: facts[key] for key in keep},
+        "settings": made.settings.model_dump(mode="json", include={"run": {"seed"}, "prepare": True, "model": True, "train": True}),
+        "dataset": facts["fingerprint"],
+        "versions": versions(),
+    }
+
+
+def train_rank(
+    rank: int,
+    world: int,
+    emit: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    *,
+    made: Plan,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Train on one worker; the loop itself is `unetflow.nn.loop.train`."""
+    from unetflow.nn import checkpoint, loop
+    from unetflow.storage.patches import open_patches
+
+    settings, train = made.settings, made.settings.train
+    source = open_patches(made.dataset, "train")
+    validation = open_patches(made.dataset, "validation") if made.facts["patches"].get("validation") else None
+    initial = checkpoint.load_model(made.initial)[0].state_dict() if made.initial else None
+    can_turn = train.turns and _is_square_plane(made)
+    result = loop.train(
+        source,
+        validation,
+        spec=made.spec,
+        steps=made.steps,
+        batch_size=train.batch_size,
+        optimizer=train.optimizer,
+        learning_rate=train.learning_rate or 1e-3,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        schedule=train.schedule,
+        loss=train.loss,
+        precision=train.precision,
+        checkpoint_minutes=train.checkpoint_minutes,
+        validate_every=train.validate_every,
+        ema=train.ema,
+        seed=settings.run.seed,
+        clip=train.clip,
+        augment={
+            "flips": train.flips,
+            "turns": can_turn,
+            "brightness": train.brightness,
+            "contrast": train.contrast,
+            "noise": train.noise,
+        },
+        normalise=PatchNormaliser.of(made.facts, "train"),
+        normalise_validation=PatchNormaliser.of(made.facts, "validation"),
+        folder=settings.run_folder,
+        initial_state=initial,
+        on_event=emit,
+        should_stop=should_stop,
+    )
+    return export(result, made, provenance)
+
+
+def export(result: Any, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Write the best weights as ``model.safetensors`` unless the run was stopped."""
+    raise NotImplementedError
+
+
+def _is_square_plane(made: Plan) -> bool:
+    """Say whether a quarter turn keeps patch shape and voxel size."""
+    patch, size = made.facts["patch_shape"], made.facts["voxel_size"]
+    return bool(patch[-1] == patch[-2] and abs(size[-1] / size[-2] - 1) < 0.01)
+
+
+@dataclass(frozen=True)
+class PatchNormaliser:
+    """Normalise patches with the statistics of the volume that each was cut from."""
+
+    offset: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, facts: dict[str, Any], split: str) -> PatchNormaliser:
+        """Look up the volume of each patch in the dataset's record."""
+        volumes = [facts["volumes"][index] for index in facts["patch_volume"].get(split, [])]
+        return cls(
+            np.array([v["offset"] for v in volumes], np.float32), np.array([v["scale"] for v in volumes], np.float32)
+        )
+
+    def __call__(self, image: npt.NDArray[Any], numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return patches ``(B, C, *S)`` as float32."""
+        index = (np.asarray(numbers), ..., *(np.newaxis,) * (image.ndim - 2))
+        return (image.astype(np.float32) - self.offset[index]) / self.scale[index]

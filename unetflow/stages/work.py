@@ -1,0 +1,195 @@
+"""What every stage shares: the place where it works, its record, and its totals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unetflow.errors import InputError, StageError
+from unetflow.geometry import Block
+
+log = logging.getLogger(__name__)
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a stage runs; none of it changes a byte of the result.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+        Where blocks run; None is a plain loop in this process.
+    progress : unetflow.runtime.progress.Progress, optional
+        Told of passes and blocks.
+    should_stop : callable, optional
+        Asked before each new block; true ends the stage so that the same command goes on.
+    deadline : float, optional
+        Monotonic time after which no new block starts.
+    """
+
+    client: Any = None
+    progress: Any = None
+    should_stop: Callable[[], bool] | None = None
+    deadline: float | None = None
+
+    @property
+    def n_workers(self) -> int:
+        """Number of workers that blocks can run on."""
+        return 1 if self.client is None else max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+
+
+@dataclass
+class Work:
+    """One stage at work in one place: its ledger, and what its passes did.
+
+    `run_pass` runs what the ledger does not hold yet, and hands every report, old or new,
+    to ``on_report``, so that sums over blocks come out whole after a restart.
+    """
+
+    stage: str
+    ledger: Any
+    conditions: Conditions
+    retry_failed: bool = False
+    blocks: int = 0
+    skipped: int = 0
+    retries: int = 0
+    quarantined: list[tuple[str, int]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def run_pass(
+        self,
+        name: str,
+        task: Callable[[Block], Report],
+        blocks: Any,
+        on_report: Callable[[int, Report], None] | None = None,
+        *,
+        must_be_whole: bool = True,
+        run_length: int = 1,
+    ) -> None:
+        """Run ``task`` over the blocks that are not recorded as done.
+
+        Raises
+        ------
+        StageError
+            If a block stays without a result and the pass needs all of them.
+        """
+        from unetflow.runtime.blockwise import run_pass
+
+        if self.retry_failed:
+            self.ledger.forget_quarantine(name)
+        done = self.ledger.done(name)
+        failed = self.ledger.quarantined(name)
+        for number, report in done.items():
+            if on_report is not None:
+                on_report(number, report)
+
+        def record(number: int, report: Report) -> None:
+            self.ledger.record(name, number, report)
+            if on_report is not None:
+                on_report(number, report)
+
+        result = run_pass(
+            task,
+            blocks,
+            client=self.conditions.client,
+            done=done.keys() | failed.keys(),
+            record=record,
+            quarantine=lambda number, error: self.ledger.quarantine(name, number, error),
+            name=name,
+            run_length=run_length,
+            progress=self.conditions.progress,
+            should_stop=self.conditions.should_stop,
+            deadline=self.conditions.deadline,
+        )
+        self.ledger.flush()
+        self.blocks += len(blocks)
+        self.skipped += len(done)
+        self.retries += result.n_retries
+        failed = self.ledger.quarantined(name)
+        self.quarantined += [(name, number) for number in sorted(failed)]
+        if failed and must_be_whole:
+            number = min(failed)
+            raise StageError(
+                f"{self.stage}: pass {name} needs every block, and {len(failed)} failed; the first is block {number}: "
+                f"{failed[number].get('error')}. Mend the cause and give the same command with --retry-failed"
+            )
+
+    def totals(self) -> Report:
+        """Return what ``--json`` prints of the blocks."""
+        return {
+            "blocks": self.blocks,
+            "blocks_skipped": self.skipped,
+            "retries": self.retries,
+            "quarantined": [f"{name}:{number}" for name, number in self.quarantined],
+            "seconds": round(time.monotonic() - self.started, 3),
+        }
+
+
+@contextmanager
+def open_work(
+    stage: str,
+    folder: str | Path,
+    fingerprint: Report,
+    conditions: Conditions,
+    *,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+) -> Iterator[Work]:
+    """Hold the lock and the ledger of ``folder`` while a stage works there.
+
+    Parameters
+    ----------
+    folder : path
+        The result's own folder; the record lies in its ``.unetflow``.
+    fingerprint : dict
+        What the bytes depend on.
+    """
+    from unetflow.storage.ledger import open_ledger
+    from unetflow.storage.lock import acquire_lock
+
+    place = Path(folder, ".unetflow")
+    with acquire_lock(place), open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
+        yield Work(stage, ledger, conditions, retry_failed)
+
+
+def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
+    """Refuse to write where something lies that this stage did not make.
+
+    Raises
+    ------
+    InputError
+        If ``target`` exists, was not made by ``stage``, and ``overwrite`` is false.
+    """
+    path = Path(target)
+    if "://" in str(target):
+        raise InputError(f"outputs are written to a local or shared folder, got {target}; copy them to the store afterwards")
+    if path.exists() and not overwrite and not (path / ".unetflow" / stage).exists() and any(path.iterdir()):
+        raise InputError(f"{path} must be new or an output of `unetflow {stage}`; name another, or give --overwrite")
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from importlib.metadata import version
+
+    names = ("unetflow", "numpy", "scipy", "torch", "zarr")
+    return {name: version(name) for name in names}
+
+
+def block_summary(items: Iterable[Any]) -> str:
+    """Join the first few of many names."""
+    names = [str(item) for item in items]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

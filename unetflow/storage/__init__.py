@@ -1,0 +1,1 @@
+"""Zarr arrays on disk and in the cloud: volumes, OME-NGFF images, patches, and the ledger."""

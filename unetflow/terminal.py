@@ -1,0 +1,240 @@
+"""Between a command and its stage: settings, cluster, signals, exit codes, and what is printed.
+
+Exit codes are those of the contract: 0 done, 1 failed, 2 wrong usage, 3 finished with
+quarantined blocks, 75 stopped and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from unetflow.errors import InputError, Interrupted, StageError
+
+Result = dict[str, Any]
+EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_AGAIN = 1, 2, 3, 75
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that all commands share."""
+
+    cluster: str | None = None
+    workers: str | None = None
+    deadline: str | None = None
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    config: Path | None = None
+    sets: list[str] | None = None
+    run: str | None = None
+
+    def settings(self, raw: str | None = None, labels: str | None = None) -> Any:
+        """Read the project file; arguments win."""
+        from unetflow.settings import load_settings, with_values
+
+        settings = load_settings(self.config, self.sets or ())
+        if raw is not None:
+            if labels is None:
+                raise InputError(f"prepare needs RAW and LABELS, got only {raw}; name the labels too")
+            table = {"raw": str(_absolute(raw)), "labels": str(_absolute(labels))}
+            same = [d for d in settings.data if settings.resolve(d.raw) == raw and settings.resolve(d.labels) == labels]
+            rest = same[0].model_dump(exclude_unset=True, exclude={"raw", "labels"}) if same else {}
+            settings = with_values(settings, {"data": [{**rest, **table}]})
+        if self.run is not None:
+            settings = with_values(settings, {"run": {"dir": str(Path(self.run).absolute())}})
+        return settings
+
+
+def _absolute(path: str) -> str | Path:
+    return path if "://" in path else Path(path).absolute()
+
+
+def run_stage(common: Common, work: Callable[..., Result], *, needs_cluster: bool = True) -> Result:
+    """Run a stage with the cluster it asks for, and turn errors into exit codes."""
+    _configure_logging(common)
+    try:
+        if not inspect.signature(work).parameters:
+            return work()
+        return _run_on_cluster(common, work, needs_cluster=needs_cluster)
+    except (InputError, FileNotFoundError) as error:
+        _fail(common, error, EXIT_USAGE)
+    except Interrupted as error:
+        _fail(common, error, EXIT_AGAIN, f"to go on, give the same command again:\n  {_same_command()}")
+    except KeyboardInterrupt:
+        _fail(common, Interrupted("stopped at once"), EXIT_AGAIN, f"to go on:\n  {_same_command()}")
+    except (StageError, OSError) as error:
+        _fail(common, error, EXIT_FAILED)
+    raise AssertionError("unreachable")
+
+
+def _run_on_cluster(common: Common, work: Callable[..., Result], *, needs_cluster: bool) -> Result:
+    from unetflow.stages.work import Conditions
+
+    if not needs_cluster:
+        return work(Conditions())
+    from unetflow.runtime.cluster import open_client
+    from unetflow.runtime.progress import make_progress
+    from unetflow.runtime.signals import stop_on_signals
+
+    deadline = _deadline(common.deadline)
+    name, options = _cluster_of(common)
+    with (
+        stop_on_signals() as should_stop,
+        open_client(name, workers=common.workers, options=options) as client,
+    ):
+        stopper = should_stop if deadline is None else (lambda: should_stop() or time.monotonic() > deadline)
+        return work(Conditions(client, make_progress(quiet=common.quiet), stopper, deadline))
+
+
+def _cluster_of(common: Common) -> tuple[str, dict[str, Any]]:
+    """Return the cluster's name and options: the option wins over the project file."""
+    if common.cluster is not None:
+        return common.cluster, {}
+    from unetflow.settings import PROJECT_FILE, load_settings
+
+    if common.config is None and not Path(PROJECT_FILE).is_file() and not common.sets:
+        return "local", {}
+    cluster = load_settings(common.config, common.sets or ()).cluster
+    options = dict(cluster.options)
+    if cluster.workers is not None and common.workers is None:
+        options["workers"] = str(cluster.workers)
+    return cluster.file or cluster.kind or "local", options
+
+
+def _deadline(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        hours, minutes, seconds = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise InputError(f"--deadline needs HH:MM:SS, got '{text}'; for instance 01:30:00") from None
+    return time.monotonic() + hours * 3600 + minutes * 60 + seconds
+
+
+def _configure_logging(common: Common) -> None:
+    level = logging.DEBUG if common.verbose else logging.WARNING if common.quiet else logging.INFO
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("unetflow").setLevel(level)
+
+
+def _fail(common: Common, error: BaseException, code: int, advice: str | None = None) -> None:
+    if common.verbose:
+        logging.getLogger("unetflow").error("", exc_info=error)
+    typer.echo(f"unetflow: {error}", err=True)
+    if advice:
+        typer.echo(advice, err=True)
+    if common.as_json:
+        typer.echo(json.dumps({"error": str(error), "exit": code}))
+    raise typer.Exit(code)
+
+
+def _same_command() -> str:
+    import shlex
+
+    return shlex.join(["unetflow", *sys.argv[1:]])
+
+
+def show(result: Result, common: Common, advice: str | None) -> None:
+    """Print a result, and leave with 3 where blocks are quarantined."""
+    if common.as_json:
+        typer.echo(json.dumps(result))
+    else:
+        for line in _lines(result):
+            typer.echo(line)
+    quarantined = result.get("quarantined")
+    if quarantined:
+        typer.echo(
+            f"unetflow: finished without {len(quarantined)} blocks: {', '.join(quarantined[:10])}; "
+            f"mend the cause, then:\n  {_same_command()} --retry-failed",
+            err=True,
+        )
+        raise typer.Exit(EXIT_QUARANTINED)
+    if advice and not common.quiet and not common.as_json:
+        typer.echo(advice, err=True)
+
+
+def _lines(result: Result, indent: str = "") -> list[str]:
+    lines = []
+    width = max((len(str(key)) for key in result), default=0)
+    for key, value in result.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+        elif value is not None and value != []:
+            text = f"{value:.4f}" if isinstance(value, float) else str(value)
+            lines.append(f"{indent}{str(key).ljust(width)}  {text}")
+    return lines
+
+
+def numbers(text: str | None, kind: type) -> tuple[Any, ...] | None:
+    """Read ``64,64,64``."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"lengths are numbers with commas between them, got '{text}'; for instance 64,64,64") from None
+
+
+def read_class_map(text: str | None) -> dict[int, int] | None:
+    """Read ``0=0,255=1``."""
+    if text is None:
+        return None
+    try:
+        return {int(value): int(index) for value, index in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise InputError(f"--class-map needs value=class pairs, got '{text}'; for instance 0=0,255=1") from None
+
+
+class TrainingDisplay:
+    """Show steps, loss, score and time left while training, or a line a minute in a log."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Any = None
+        self.last = 0.0
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Take an event of the loop: the step, the number of steps, losses and scores."""
+        if self.quiet or "step" not in event:
+            return
+        if sys.stderr.isatty():
+            self._draw(event)
+        elif time.monotonic() - self.last > 60 or "validation_loss" in event:
+            self.last = time.monotonic()
+            logging.getLogger("unetflow").info("step %s of %s: %s", event["step"], event.get("steps"), _words(event))
+
+    def _draw(self, event: dict[str, Any]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.bar is None:
+            columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
+            self.task = self.bar.add_task("", total=event.get("steps"))
+            self.bar.start()
+        self.bar.update(self.task, completed=event["step"], description=_words(event))
+
+
+def _words(event: dict[str, Any]) -> str:
+    skip = {"step", "steps", "kind", "seconds", "time"}
+    return ", ".join(
+        f"{key.replace('_', ' ')} {value:.4g}" for key, value in event.items()
+        if key not in skip and isinstance(value, int | float)
+    )  # fmt: skip
