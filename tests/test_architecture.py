@@ -1,7 +1,7 @@
 """The import law, read from the import lines, and the light start that it is there for.
 
     cli -> stages -> { numerics, storage, nn, runtime, formats } -> { geometry, architecture, errors, memory }
-    cli, stages -> settings
+    cli, stages -> settings          cli -> terminal -> stages, runtime, settings
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ BOTTOM = {"architecture", "errors", "geometry", "memory"}
 MIDDLE = {"formats", "nn", "numerics", "runtime", "storage"}
 MAY_IMPORT = {
     "__init__": {"stages"},
-    "cli": {"stages", "settings"} | BOTTOM,
+    "cli": {"terminal", "stages", "settings"} | BOTTOM,
+    "terminal": {"stages", "settings", "runtime"} | BOTTOM,
     "stages": {"stages", "settings"} | MIDDLE | BOTTOM,
     "settings": BOTTOM,
     **{room: {room} | BOTTOM for room in MIDDLE},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
 HEAVY = {"cc3d", "dask", "distributed", "matplotlib", "numba", "scipy", "skimage", "torch", "zarr"}
 FILES = {"PIL", "fsspec", "h5py", "tifffile", "zarr"}
 MAY_NOT_LOAD = {
-    **{room: HEAVY | FILES for room in ("__init__", "cli", "settings", *BOTTOM)},
+    **{room: HEAVY | FILES for room in ("__init__", "cli", "terminal", "settings", *BOTTOM)},
     "formats": {"dask", "distributed", "torch"},
     "nn": {"dask", "distributed"} | FILES,
     "numerics": {"dask", "distributed", "torch"} | FILES,
@@ -117,6 +118,8 @@ def test_every_room_of_the_law_is_there() -> None:
         ("stages/train.py", "from unetflow.cli import main"),
         ("cli.py", "from unetflow.runtime.cluster import open_client"),
         ("cli.py", "import dask"),
+        ("terminal.py", "from unetflow.nn import checkpoint"),
+        ("stages/train.py", "from unetflow.terminal import run_stage"),
         ("helpers.py", "import math"),
     ],
 )
@@ -137,6 +140,7 @@ def test_a_planted_violation_is_found(tmp_path: Path, file: str, line: str) -> N
         ("runtime/cluster.py", "import distributed"),
         ("stages/train.py", "from unetflow.nn.loop import train\nfrom unetflow.settings import Settings"),
         ("cli.py", "from unetflow.stages.train import train"),
+        ("terminal.py", "def run():\n    from unetflow.runtime.cluster import open_client"),
     ],
 )
 def test_a_lawful_import_passes(tmp_path: Path, file: str, line: str) -> None:

@@ -232,6 +232,16 @@ class UNetSpec:
         after = tuple(-(-a // s) * s for (_, a), s in zip(reach, self.total_stride, strict=True))
         return before, after
 
+    @property
+    def symmetric_halo(self) -> tuple[Shape, Shape]:
+        """A halo that also serves a mirrored or turned tile: as long before as after."""
+        margin, stride = self.margin, self.total_stride
+        longest = [max(b, a) - m for b, a, m in zip(*self.halo, margin, strict=True)]
+        halo = tuple(
+            m + -(-n // s) * s for m, n, s in zip(margin, longest, stride, strict=True)
+        )
+        return halo, halo
+
     def _spoilt_by_resize(self, axis: int) -> int:
         """Count far-end output voxels that saw the padding of the up-sampling convolution."""
         spoilt = 0
@@ -263,9 +273,9 @@ class UNetSpec:
             low, high = low - 2 * radius[level], high + 2 * radius[level]
         return low, high
 
-    def tile_input(self, kept: Sequence[int]) -> Shape:
+    def tile_input(self, kept: Sequence[int], *, symmetric: bool = False) -> Shape:
         """Return the input shape of a tile that keeps ``kept`` voxels per axis."""
-        before, after = self.halo
+        before, after = self.symmetric_halo if symmetric else self.halo
         return self.round_up(
             [b + k + a for b, k, a in zip(before, kept, after, strict=True)]
         )

@@ -128,7 +128,7 @@ class Train(Record):
     loss: Literal["cross_entropy", "cross_entropy+dice"] = Field("cross_entropy", description="weighted by the weight map")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
     checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints")
-    validate_every: Positive = Field(500, description="steps between two validations")
+    validate_every: Positive | None = Field(None, description="steps between two validations; absent: an epoch")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="decay of an average of the weights, for instance 0.999; absent: none"
     )
@@ -136,8 +136,8 @@ class Train(Record):
     flips: bool = Field(True, description="mirror patches at random")
     turns: bool = Field(True, description="turn patches by quarters where the shape and voxel size allow")
     brightness: float = Field(0.0, ge=0, description="deviation of a random offset, in normalised intensity")
-    contrast: float = Field(0.0, ge=0, lt=1, description="deviation of a random factor about 1")
-    noise: float = Field(0.0, ge=0, description="deviation of Gaussian noise, in normalised intensity")
+    contrast: float = Field(0.0, ge=0, lt=1, description="deviation of the logarithm of a random factor")
+    noise: float = Field(0.0, ge=0, description="largest deviation of added noise, in normalised intensity")
 
 
 class Segment(Record):

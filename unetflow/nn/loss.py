@@ -54,9 +54,7 @@ def weighted_loss(
     return loss
 
 
-def loss_terms(
-    logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head
-) -> tuple[Tensor, Tensor]:
+def loss_terms(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head) -> tuple[Tensor, Tensor]:
     """Return the weighted sum and the number of voxels not ignored.
 
     Both add over batches and ranks. In multilabel targets a voxel's cross entropy is the

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,11 @@ from torch.nn import functional
 
 from unetflow.architecture import Shape, UNetSpec
 
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+# Chosen by the number of axes; the 2-D and 3-D classes share no typed parent.
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_POOL: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -69,7 +71,7 @@ class UNet(nn.Module):
         last = spec.extra_conv or spec.channels(0)
         self.head = _CONV[spec.dims](last, spec.out_channels, 1)
         self.apply(_initialise)
-        self.to(memory_format=memory_format(spec.dims))
+        self.to(memory_format=memory_format(spec.dims))  # type: ignore[call-overload]
 
     def forward(self, image_BCS: Tensor) -> Tensor:
         """Return the logits.
@@ -170,7 +172,8 @@ def _convolutions(spec: UNetSpec, level: int, c_in: int) -> nn.Sequential:
 def _convolution(spec: UNetSpec, level: int, c_in: int, c_out: int) -> nn.Module:
     kernel = spec.kernel[level]
     padding = tuple(k // 2 if spec.padding == "same" else 0 for k in kernel)
-    return _CONV[spec.dims](c_in, c_out, kernel, padding=padding)
+    convolution: nn.Module = _CONV[spec.dims](c_in, c_out, kernel, padding=padding)
+    return convolution
 
 
 def _up(spec: UNetSpec, level: int) -> nn.Module:

@@ -5,8 +5,10 @@ what was found along the axes before. The same holds for the two nearest *distin
 both travel: an object that is not among the two nearest of a voxel cannot become one of the
 two nearest through that voxel, for those two come along.
 
-Along an axis each voxel looks at its neighbours, nearest first, and stops as soon as the
-distance along the axis alone is longer than its second best, or than ``cut``. Distances are
+Along an axis each voxel hears the others, nearest first, and stops as soon as the distance
+along the axis alone is longer than its second best, or than ``cut``. A voxel in between whose
+word is at least as good silences those behind it: the inside of an object says nothing that
+its surface does not. Distances are
 float32 sums in the order of the axes, of terms that depend on the offset alone; the minimum
 of the same terms is the same bits whatever box of voxels surrounds them.
 """
@@ -23,6 +25,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Squared = npt.NDArray[np.float32]
 Objects = npt.NDArray[np.int32]
+Integers = npt.NDArray[np.int64]
 
 # Lines are copied to a buffer in groups, or each voxel of a line would cost a cache line.
 _N_LINES = 16
@@ -94,7 +97,7 @@ def _spread(
     n_before, n, n_after = first.shape
     line = (np.empty((_N_LINES, n), np.float32), np.empty((_N_LINES, n), np.float32))
     names = (np.empty((_N_LINES, n), np.int32), np.empty((_N_LINES, n), np.int32))
-    gap = np.empty(n, np.int64)
+    links = (np.empty(n, np.int64), np.empty(n, np.int64))
     for before in range(n_before):
         for start in range(0, n_after, _N_LINES):
             n_lines = min(_N_LINES, n_after - start)
@@ -106,7 +109,7 @@ def _spread(
                     names[1][k, i] = next_nearest[before, i, start + k]
             for k in range(n_lines):
                 _spread_line(
-                    line[0][k], line[1][k], names[0][k], names[1][k], along, limit, gap,
+                    line[0][k], line[1][k], names[0][k], names[1][k], along, limit, links[0], links[1],
                     first[before, :, start + k], second[before, :, start + k],
                     nearest[before, :, start + k], next_nearest[before, :, start + k],
                 )  # fmt: skip
@@ -115,33 +118,36 @@ def _spread(
 @numba.njit(cache=True, nogil=True)
 def _spread_line(
     d1: Squared, d2: Squared, name1: Objects, name2: Objects,
-    along: Squared, limit: float, gap: npt.NDArray[np.int64],
+    along: Squared, limit: float, before: Integers, behind: Integers,
     out_d1: Squared, out_d2: Squared, out_name1: Objects, out_name2: Objects,
 ) -> None:  # fmt: skip
-    n, n_steps = len(d1), len(along)
-    _gaps(d1, gap)
-    for i in range(n):
+    n_steps = len(along)
+    _link(d1, d2, name1, name2, along, before, behind)
+    for i in range(len(d1)):
         best1, best2, object1, object2 = d1[i], d2[i], name1[i], name2[i]
-        for k in range(gap[i], min(n_steps, n)):
-            if along[k] >= best2:
+        left, right = before[i], behind[i]
+        while True:
+            if i - left <= right - i:
+                j, k = left, i - left
+                left = before[max(left, 0)]
+            else:
+                j, k = right, right - i
+                right = behind[min(right, len(d1) - 1)]
+            if k >= n_steps or along[k] >= best2:
                 break
-            for side in range(2):
-                j = i - k if side == 0 else i + k
-                if j < 0 or j >= n:
-                    continue
-                near = d1[j] + along[k]
-                if near >= best2 or name1[j] == 0:
-                    continue
-                if name1[j] == object1:
-                    best1 = min(best1, near)
-                elif near < best1:
-                    best2, object2 = best1, object1
-                    best1, object1 = near, name1[j]
-                else:
-                    best2, object2 = near, name1[j]
-                far = d2[j] + along[k]
-                if far < best2 and name2[j] != object1:
-                    best2, object2 = far, name2[j]
+            near = d1[j] + along[k]
+            if near >= best2:
+                continue
+            if name1[j] == object1:
+                best1 = min(best1, near)
+            elif near < best1:
+                best2, object2 = best1, object1
+                best1, object1 = near, name1[j]
+            else:
+                best2, object2 = near, name1[j]
+            far = d2[j] + along[k]
+            if far < best2 and name2[j] != object1:
+                best2, object2 = far, name2[j]
         # What lies beyond the cut may or may not be in the box: it must leave no trace.
         out_d1[i] = best1 if best1 <= limit else np.inf
         out_d2[i] = best2 if best2 <= limit else np.inf
@@ -149,16 +155,44 @@ def _spread_line(
 
 
 @numba.njit(cache=True, nogil=True)
-def _gaps(d1: Squared, gap: npt.NDArray[np.int64]) -> None:
-    """Find the steps from each voxel to the nearest other one that knows an object."""
-    n = len(d1)
-    last = -n
+def _link(
+    d1: Squared, d2: Squared, name1: Objects, name2: Objects, along: Squared,
+    before: Integers, behind: Integers,
+) -> None:  # fmt: skip
+    """Link each voxel to the next ones on both sides that have something to tell."""
+    n, n_steps = len(d1), len(along)
+    nobody = -n_steps - n
     for i in range(n):
-        gap[i] = i - last
-        if d1[i] < np.inf:
-            last = i
-    last = 2 * n
+        before[i] = nobody
+        if i > 0:
+            is_heard = _tells_more(d1, d2, name1, name2, i - 1, i, along)
+            before[i] = i - 1 if is_heard else before[i - 1]
+    nobody = n_steps + 2 * n
     for i in range(n - 1, -1, -1):
-        gap[i] = min(gap[i], last - i)
-        if d1[i] < np.inf:
-            last = i
+        behind[i] = nobody
+        if i < n - 1:
+            is_heard = _tells_more(d1, d2, name1, name2, i + 1, i, along)
+            behind[i] = i + 1 if is_heard else behind[i + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _tells_more(
+    d1: Squared, d2: Squared, name1: Objects, name2: Objects, j: int, neighbour: int, along: Squared
+) -> bool:
+    """Say whether voxel ``j`` knows what its neighbour, and all behind that, do not.
+
+    The neighbour is one step nearer to them. If it knows the same object at most one step's
+    square farther, its own word is at least as good: (k + 1)^2 is at least k^2 + 1.
+    """
+    step = along[1] if len(along) > 1 else along[0]
+    for d, name in ((d1[j], name1[j]), (d2[j], name2[j])):
+        if name == 0:
+            continue
+        known = np.float32(np.inf)
+        if name == name1[neighbour]:
+            known = d1[neighbour]
+        elif name == name2[neighbour]:
+            known = d2[neighbour]
+        if known > d + step:
+            return True
+    return False

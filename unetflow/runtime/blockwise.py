@@ -329,7 +329,7 @@ class _Pass:
         if n_tried > self.retries:
             self._give_up(block, failure)
             return
-        delay = min(MAX_DELAY, FIRST_DELAY * 4**n_tried) if n_tried else 0.0
+        delay = min(MAX_DELAY, FIRST_DELAY * 4 ** (n_tried - 1)) if n_tried else 0.0
         self._send_again(
             Attempt((block,), n_tried, attempt.is_suspect, failure.worker, time.monotonic() + delay)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -108,6 +109,7 @@ def _start_local(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     n_workers = _n_local_workers(spec)
+    _start_resource_tracker()
     cluster = LocalCluster(
         n_workers=n_workers,
         **{**_on_loopback(spec, logs), "memory_limit": int(MEMORY_LIMIT / n_workers), **spec.options},
@@ -276,6 +278,15 @@ def _keep_environment(stack: ExitStack) -> None:
                 os.environ[name] = value
 
     stack.callback(restore)
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's helper with SIGUSR1 blocked: it ignores other signals by itself."""
+    from multiprocessing.resource_tracker import ensure_running
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    ensure_running()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _is_verbose() -> bool:

@@ -115,10 +115,13 @@ def predict_box(
     """
     n_lead = box.ndim - spec.dims
     grid = BlockGrid(volume.box, tile)
-    margin = tuple(b - m for b, m in zip(spec.halo[0], spec.margin, strict=True))
+    halo = spec.symmetric_halo if tta else spec.halo
+    margin = tuple(b - m for b, m in zip(halo[0], spec.margin, strict=True))
+    length = (1,) * n_lead + spec.tile_input(tile[n_lead:], symmetric=tta)
+    shape = TileShape((0,) * n_lead + halo[0], length)
     result: Float32 | None = None
     n_tiles = 0
-    for start, image in _tile_inputs(spec, volume, grid, box, n_lead, normalisation):
+    for start, image in _tile_inputs(shape, volume, grid, box, n_lead, normalisation):
         p = predictor.probabilities(image, tta=tta)
         kept = Box(start, tuple(a + t for a, t in zip(start, tile, strict=True)))
         part = kept.intersect(box)
@@ -132,8 +135,16 @@ def predict_box(
     return result, n_tiles
 
 
+@dataclass(frozen=True)
+class TileShape:
+    """Context before the kept voxels, and the input's length, per grid axis."""
+
+    before: Shape
+    length: Shape
+
+
 def _tile_inputs(
-    spec: UNetSpec,
+    shape: TileShape,
     volume: Volume,
     grid: BlockGrid,
     box: Box,
@@ -141,13 +152,11 @@ def _tile_inputs(
     normalisation: tuple[list[float], list[float]],
 ) -> Iterator[tuple[Shape, Float32]]:
     """Yield the start of each tile's kept voxels and its normalised input ``(C, *S)``."""
-    lead = (0,) * n_lead
-    before = lead + spec.halo[0]
-    length = (1,) * n_lead + spec.tile_input(grid.block_shape[n_lead:])
+    back = tuple(-b for b in shape.before)
     for plane in _planes(box, n_lead):
         tiles = [tile.inner.start for tile in grid.touching(plane)]
         inputs = [
-            Box(start, tuple(a + n for a, n in zip(start, length, strict=True))).shift(tuple(-b for b in before))
+            Box(start, tuple(a + n for a, n in zip(start, shape.length, strict=True))).shift(back)
             for start in tiles
         ]
         outer = Box(

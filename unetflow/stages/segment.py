@@ -5,7 +5,7 @@
     measure   where each volume's own statistics are wanted
     predict   read outer, mirrored -> tiles -> write inner        probabilities, classes
     label     components of the stored classes, in three passes   instances
-    level-k   the pyramid, a pass per level
+    pyramid   a pass per level
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unetflow.stages.measure import measure_volumes, normalisation_of
 from unetflow.stages.outputs import Output, create_outputs, finish_outputs
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.predict import Image, PredictBlock
-from unetflow.stages.pyramid import pool_levels
+from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.work import Conditions, Work, open_work, refuse_foreign, versions
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def plan(
     model_path = _model_file(settings, model)
     network, facts = load_model(str(model_path))
     spec = network.spec
-    volumes = open_images(volume, axes=axes, **_hints(settings, volume, facts, axes))
+    hints = _hints(settings, volume, facts, axes); hints.pop("default_axes", None)
+    volumes = open_images(volume, axes=axes, **hints)
     masks: dict[str, Any] = open_images(mask, axes=None) if mask else {}
     images = tuple(
         _plan_image(settings, spec, facts, name, found, roi, masks.get(name)) for name, found in volumes.items()
@@ -267,7 +268,9 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     else:
         if "instances" in made.settings.segment.outputs:
             objects = _find_objects(made, work, outputs)
-        pool_levels(work, outputs)
+        build_pyramids(work, [o.probabilities for o in outputs], is_labels=False)
+        labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
+        build_pyramids(work, labels, is_labels=True, name="label-pyramid")
         finish_outputs(made, work)
     result: dict[str, Any] = {"out": str(made.out), "images": len(made.images)}
     if objects is not None:

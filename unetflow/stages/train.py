@@ -12,16 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.architecture import UNetSpec
-from unetflow.errors import InputError
+from unetflow.errors import InputError, Interrupted
 from unetflow.stages.network import model_spec
 from unetflow.stages.work import Conditions, digest_of, open_work, versions
 
 if TYPE_CHECKING:
+    from unetflow.nn.session import Recipe
     from unetflow.settings import Settings
 
 log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 10_000
+DEFAULT_LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _check_initial(path: str, spec: UNetSpec) -> None:
 def fingerprint(made: Plan) -> dict[str, Any]:
     """Return what the weights depend on; a larger number of steps may come later."""
     settings = made.settings
-    free = {"steps", "epochs", "checkpoint_minutes"}
+    free = {"steps", "epochs", "checkpoint_minutes", "validate_every"}
     return {
         "dataset": made.facts["fingerprint"],
         "model": made.spec.to_dict(),
@@ -174,7 +176,9 @@ def train(
             on_event=on_event,
             should_stop=conditions.should_stop,
         )
-        return {**result, "seconds": work.totals()["seconds"], "model": str(made.model)}
+    if result.get("is_stopped"):
+        raise Interrupted(f"training stopped after step {result['step']} of {made.steps}; a checkpoint is written")
+    return {"model": str(made.model), **result, "seconds": work.totals()["seconds"]}
 
 
 def _provenance(made: Plan) -> dict[str, Any]:
@@ -203,51 +207,53 @@ def train_rank(
 ) -> dict[str, Any]:
     """Train on one worker; the loop itself is `unetflow.nn.loop.train`."""
     from unetflow.nn import checkpoint, loop
+    from unetflow.nn.unet import UNet
     from unetflow.storage.patches import open_patches
 
-    settings, train = made.settings, made.settings.train
-    source = open_patches(made.dataset, "train")
-    validation = open_patches(made.dataset, "validation") if made.facts["patches"].get("validation") else None
+    folder = made.settings.run_folder
+    has_validation = bool(made.facts["patches"].get("validation"))
     initial = checkpoint.load_model(made.initial)[0].state_dict() if made.initial else None
-    can_turn = train.turns and _is_square_plane(made)
     result = loop.train(
-        source,
-        validation,
+        open_patches(made.dataset, "train"),
+        open_patches(made.dataset, "validation") if has_validation else None,
         spec=made.spec,
-        steps=made.steps,
-        batch_size=train.batch_size,
-        optimizer=train.optimizer,
-        learning_rate=train.learning_rate or 1e-3,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        schedule=train.schedule,
-        loss=train.loss,
-        precision=train.precision,
-        checkpoint_minutes=train.checkpoint_minutes,
-        validate_every=train.validate_every,
-        ema=train.ema,
-        seed=settings.run.seed,
-        clip=train.clip,
-        augment={
-            "flips": train.flips,
-            "turns": can_turn,
-            "brightness": train.brightness,
-            "contrast": train.contrast,
-            "noise": train.noise,
-        },
-        normalise=PatchNormaliser.of(made.facts, "train"),
-        normalise_validation=PatchNormaliser.of(made.facts, "validation"),
-        folder=settings.run_folder,
+        recipe=_recipe(made),
+        folder=folder / "checkpoints",
+        prepare=PatchNormaliser.of(made.facts, "train"),
+        prepare_validation=PatchNormaliser.of(made.facts, "validation"),
         initial_state=initial,
+        metrics=folder / "metrics.csv",
         on_event=emit,
         should_stop=should_stop,
     )
-    return export(result, made, provenance)
+    if result.is_stopped:
+        return {"step": result.step, "steps": made.steps, "is_stopped": True}
+    scores = {"step": result.best_step or result.step, "validation_loss": result.best_score}
+    checkpoint.export_model(made.model, UNet(made.spec), {**provenance, "scores": scores}, result.state)
+    last = {f"validation_{name}": value for name, value in result.scores.items() if name != "loss"}
+    return {"steps": result.step, "best_step": scores["step"], **last, "validation_loss": result.best_score}
 
 
-def export(result: Any, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Write the best weights as ``model.safetensors`` unless the run was stopped."""
-    raise NotImplementedError
+def _recipe(made: Plan) -> Recipe:
+    """Return the numbers of the training, as the loop takes them."""
+    from unetflow.nn.augment import Augmentation
+    from unetflow.nn.session import Recipe
+
+    train = made.settings.train
+    same = (
+        "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "loss", "precision", "clip",
+        "validate_every", "checkpoint_minutes",
+    )  # fmt: skip
+    return Recipe(
+        steps=made.steps,
+        learning_rate=train.learning_rate or DEFAULT_LEARNING_RATE,
+        ema=train.ema or 0.0,
+        seed=made.settings.run.seed,
+        augmentation=Augmentation(
+            train.flips, train.turns and _is_square_plane(made), train.brightness, train.contrast, train.noise
+        ),
+        **{name: getattr(train, name) for name in same},
+    )
 
 
 def _is_square_plane(made: Plan) -> bool:

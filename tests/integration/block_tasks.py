@@ -1,0 +1,110 @@
+"""Tasks that worker processes import: each leaves a marker file where it started and finished."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unetflow.errors import InputError
+from unetflow.geometry import Block
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Squares the block's number; ``folder`` holds one file for each start and each finish."""
+
+    folder: str
+    seconds: float = 0.0
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        Path(self.folder, f"started-{block.number}-{uuid.uuid4().hex}").touch()
+        self.before(block)
+        time.sleep(self.seconds)
+        Path(self.folder, f"finished-{block.number}-{uuid.uuid4().hex}").touch()
+        return {"square": block.number**2, "pid": os.getpid()}
+
+    def before(self, block: Block) -> None:
+        """Do nothing; kinds of faults override it."""
+
+
+@dataclass(frozen=True)
+class Faulty(Marked):
+    """Fails at the blocks of ``numbers``, the first ``times`` times."""
+
+    numbers: tuple[int, ...] = ()
+    times: int = 1000
+    fault: str = "raise"
+
+    def before(self, block: Block) -> None:
+        if block.number in self.numbers and count(self.folder, "started", block.number) <= self.times:
+            FAULTS[self.fault]()
+
+
+def _raise() -> None:
+    class Local(Exception):  # cannot be pickled
+        pass
+
+    raise Local("poison")
+
+
+def _full_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+
+def _refuse() -> None:
+    raise InputError("the rule, the value, the cure")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _exit() -> None:
+    os._exit(3)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "raise": _raise,
+    "full disk": _full_disk,
+    "refuse": _refuse,
+    "die": _die,
+    "exit": _exit,
+}
+
+
+def count(folder: str | Path, kind: str, number: int | str = "*") -> int:
+    """Count the marker files of a block."""
+    return sum(1 for _ in Path(folder).glob(f"{kind}-{number}-*"))
+
+
+def train_like(
+    rank: int,
+    world: int,
+    emit: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    *,
+    folder: str,
+    steps: int,
+    deaths: int = 0,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Count steps in a checkpoint file, and die in the middle ``deaths`` times."""
+    checkpoint = Path(folder, "checkpoint")
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    Path(folder, f"started-rank-{uuid.uuid4().hex}").touch()
+    for step in range(first, steps):
+        if should_stop():
+            return {"step": step, "is_stopped": True}
+        if step == steps // 2 and count(folder, "started", "rank") <= deaths:
+            _die()
+        time.sleep(seconds)
+        checkpoint.write_text(str(step + 1))
+        emit({"step": step})
+    return {"step": steps, "is_stopped": False, "pid": os.getpid()}

@@ -1,0 +1,252 @@
+"""A pass in this process: the same books as on a cluster."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetflow.errors import BlockError, InputError, Interrupted, StageError
+from unetflow.geometry import Block, BlockGrid, Box
+from unetflow.runtime import blockwise
+from unetflow.runtime.blockwise import run_pass
+from unetflow.runtime.progress import Silent
+from unetflow.runtime.signals import StopFlag
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blockwise, "FIRST_DELAY", 0.0)
+
+
+def grid(n_blocks: int) -> BlockGrid:
+    return BlockGrid(Box.of_shape((n_blocks * 4,)), (4,), (1,), (2,))
+
+
+def raising(error: Exception) -> Callable[[Block], dict[str, Any]]:
+    def task(block: Block) -> dict[str, Any]:
+        raise error
+
+    return task
+
+
+def test_each_block_is_done_once_and_its_report_recorded() -> None:
+    reports: dict[int, dict[str, Any]] = {}
+    result = run_pass(lambda b: {"start": b.inner.start[0]}, grid(7), record=reports.__setitem__, name="p")
+    assert reports == {n: {"start": 4 * n} for n in range(7)}
+    assert (result.n_done, result.n_skipped, result.n_retries, result.quarantined) == (7, 0, 0, ())
+
+
+@given(
+    n_blocks=st.integers(0, 20),
+    done=st.frozensets(st.integers(0, 19)),
+    n_failures=st.dictionaries(st.integers(0, 19), st.integers(1, 6)),
+    retries=st.integers(0, 3),
+    run_length=st.integers(1, 5),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_block_is_done_skipped_or_quarantined_whatever_fails(
+    n_blocks: int, done: frozenset[int], n_failures: dict[int, int], retries: int, run_length: int
+) -> None:
+    calls: Counter[int] = Counter()
+    recorded: Counter[int] = Counter()
+    bad: dict[int, dict[str, Any]] = {}
+
+    def task(block: Block) -> dict[str, Any]:
+        calls[block.number] += 1
+        if calls[block.number] <= n_failures.get(block.number, 0):
+            raise RuntimeError("flaky")
+        return {}
+
+    result = run_pass(
+        task,
+        grid(n_blocks),
+        done=done,
+        record=lambda number, report: recorded.update([number]),
+        quarantine=bad.__setitem__,
+        name="p",
+        retries=retries,
+        run_length=run_length,
+    )
+    planned = set(range(n_blocks))
+    assert set(recorded) | set(bad) == planned - done
+    assert set(recorded) & set(bad) == set()
+    assert set(recorded.values()) <= {1}
+    assert result.n_done == len(recorded)
+    assert result.n_skipped == len(planned & done)
+    assert result.quarantined == tuple(sorted(bad))
+    for number in planned - done:  # a run that failed does not count as a try of its blocks
+        allowed = {1 + retries, 2 + retries} if run_length > 1 else {1 + retries}
+        assert calls[number] == n_failures.get(number, 0) + 1 or calls[number] in allowed
+        assert (number in bad) == (calls[number] <= n_failures.get(number, 0))
+
+
+def test_a_poisoned_block_is_tried_three_times_and_tells_its_traceback() -> None:
+    bad: dict[int, dict[str, Any]] = {}
+    calls: Counter[int] = Counter()
+
+    def task(block: Block) -> dict[str, Any]:
+        calls[block.number] += 1
+        if block.number == 2:
+            raise ValueError("poison")
+        return {}
+
+    result = run_pass(task, grid(4), record=lambda *_: None, quarantine=bad.__setitem__, name="p")
+    assert calls == {0: 1, 1: 1, 2: 3, 3: 1}
+    assert result.quarantined == (2,)
+    assert bad[2]["error"] == "ValueError: poison"
+    assert "in task" in bad[2]["traceback"]
+    assert bad[2]["worker"]
+
+
+def test_without_a_quarantine_a_failed_block_ends_the_pass() -> None:
+    with pytest.raises(BlockError, match="prepare, pass weigh, block 0: ValueError: no"):
+        run_pass(raising(ValueError("no")), grid(1), record=lambda *_: None, name="prepare/weigh", retries=0)
+
+
+def test_a_report_that_is_no_dict_is_a_failure() -> None:
+    with pytest.raises(BlockError, match="must return a dict, got int"):
+        run_pass(lambda b: 1, grid(1), record=lambda *_: None, name="p", retries=0)  # type: ignore[arg-type,return-value]
+
+
+def test_a_full_disk_stops_the_pass_at_once() -> None:
+    calls = []
+
+    def task(block: Block) -> dict[str, Any]:
+        calls.append(block.number)
+        raise RuntimeError("could not write") from OSError(errno.ENOSPC, "No space left", "/proc/self/x")
+
+    with pytest.raises(StageError, match=r"block 0.*bytes are free in /proc/"):
+        run_pass(task, grid(9), record=lambda *_: None, quarantine=lambda *_: None, name="p")
+    assert calls == [0]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_lost_permission_stops_the_pass_at_once(number: int) -> None:
+    with pytest.raises(StageError):
+        run_pass(raising(OSError(number, "no")), grid(9), record=lambda *_: None, name="p")
+
+
+def test_a_passing_error_of_the_file_system_is_tried_again() -> None:
+    failures = [OSError(errno.EIO, "once")]
+
+    def task(block: Block) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    assert run_pass(task, grid(3), record=lambda *_: None, name="p").n_retries == 1
+
+
+def test_a_users_mistake_is_not_tried_again() -> None:
+    with pytest.raises(InputError, match="^the rule$"):
+        run_pass(raising(InputError("the rule")), grid(9), record=lambda *_: None, name="p")
+
+
+def test_a_ledger_that_cannot_be_written_is_a_failed_stage() -> None:
+    def record(number: int, report: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    with pytest.raises(StageError, match="could not record block 0"):
+        run_pass(lambda b: {}, grid(2), record=record, name="p")
+
+
+def test_many_failures_stop_the_pass_and_few_do_not() -> None:
+    bad: dict[int, Any] = {}
+    with pytest.raises(StageError, match="at most 50% of the blocks may fail"):
+        run_pass(raising(ValueError()), grid(99), record=lambda *_: None, quarantine=bad.__setitem__, name="p")
+    assert len(bad) == blockwise.MIN_FAILED + 1
+    few: dict[int, Any] = {}
+    run_pass(raising(ValueError()), grid(9), record=lambda *_: None, quarantine=few.__setitem__, name="p")
+    assert len(few) == 9
+
+
+def test_after_a_stop_no_block_starts_and_the_rest_is_done_by_coming_again() -> None:
+    flag, ledger = StopFlag(), {}
+
+    def record(number: int, report: dict[str, Any]) -> None:
+        ledger[number] = report
+        if len(ledger) == 3:
+            flag.set("SIGTERM")
+
+    with pytest.raises(Interrupted, match=r"stopped \(SIGTERM\) after 3 of 10 blocks"):
+        run_pass(lambda b: {}, grid(10), record=record, name="p", should_stop=flag)
+    result = run_pass(lambda b: {}, grid(10), done=ledger.copy(), record=record, name="p")
+    assert (result.n_done, result.n_skipped) == (7, 3)
+    assert sorted(ledger) == list(range(10))
+
+
+def test_a_stop_inside_a_run_leaves_the_rest_of_the_run() -> None:
+    flag, started = StopFlag(), []
+
+    def task(block: Block) -> dict[str, Any]:
+        started.append(block.number)
+        flag.set("SIGINT")
+        return {}
+
+    with pytest.raises(Interrupted):
+        run_pass(task, grid(8), record=lambda *_: None, name="p", run_length=8, should_stop=flag)
+    assert started == [0]
+
+
+def test_a_stop_after_the_last_block_is_no_interruption() -> None:
+    flag = StopFlag()
+    result = run_pass(
+        lambda b: {}, grid(3), done={1, 2}, record=lambda *_: flag.set("SIGINT"), name="p", should_stop=flag
+    )
+    assert (result.n_done, result.n_skipped) == (1, 2)
+
+
+def test_no_block_starts_after_the_deadline() -> None:
+    started = []
+    with pytest.raises(Interrupted, match="deadline"):
+        run_pass(
+            lambda b: started.append(b.number) or {},  # type: ignore[func-returns-value]
+            grid(3),
+            record=lambda *_: None,
+            name="p",
+            deadline=time.monotonic() - 1,
+        )
+    assert started == []
+
+
+def test_blocks_are_made_one_at_a_time() -> None:
+    made, done = [], []
+
+    class Lazy:
+        def __len__(self) -> int:
+            return 50
+
+        def __iter__(self) -> Any:
+            for block in grid(50):
+                made.append(block.number)
+                assert len(made) - len(done) <= 2
+                yield block
+
+    run_pass(lambda b: {}, Lazy(), record=lambda n, _: done.append(n), name="p")
+    assert len(made) == 50
+
+
+def test_progress_hears_of_skipped_blocks_retries_and_the_end() -> None:
+    class Told(Silent):
+        is_finished = False
+
+        def finish(self) -> None:
+            self.is_finished = True
+
+    progress, failures = Told(), [ValueError()]
+
+    def task(block: Block) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    run_pass(task, grid(5), done={0, 4}, record=lambda *_: None, name="p", progress=progress)
+    assert (progress.name, progress.total, progress.done, progress.n_retries) == ("p", 5, 5, 1)
+    assert progress.is_finished
