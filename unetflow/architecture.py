@@ -162,7 +162,7 @@ class UNetSpec:
     def _shrink(self, axis: int) -> int:
         width = [(self.kernel[level][axis] - 1) * self.stride(level)[axis] for level in range(self.depth + 1)]
         extra = self.kernel[0][axis] - 1 if self.extra_conv else 0
-        return 4 * sum(width[:-1]) + 2 * width[-1] + extra
+        return int(4 * sum(width[:-1]) + 2 * width[-1] + extra)
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Say whether an input of this shape fits every pooling and leaves an output."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -18,18 +18,18 @@ app = typer.Typer(
 )
 
 _PLACE = "Where"
-ConfigOption = Annotated[Optional[Path], typer.Option("--config", "-c", help="Project file [default: ./unetflow.toml].")]
-SetOption = Annotated[Optional[list[str]], typer.Option("--set", help="section.key=value; wins over the file. Repeatable.")]
-RunOption = Annotated[Optional[str], typer.Option("--run", help="Folder of the run [default: run].")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Project file [default: ./unetflow.toml].")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; wins over the file. Repeatable.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="Folder of the run [default: run].")]
 ClusterOption = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--cluster", help="local, none, a cluster file's name or path, an address.", rich_help_panel=_PLACE),
 ]
 WorkersOption = Annotated[
-    Optional[str], typer.Option("--workers", help="N, or N:M for adaptive.", rich_help_panel=_PLACE)
+    str | None, typer.Option("--workers", help="N, or N:M for adaptive.", rich_help_panel=_PLACE)
 ]
 DeadlineOption = Annotated[
-    Optional[str], typer.Option("--deadline", help="HH:MM:SS from now; then no new block starts.", rich_help_panel=_PLACE)
+    str | None, typer.Option("--deadline", help="HH:MM:SS from now; then no new block starts.", rich_help_panel=_PLACE)
 ]
 PlanOption = Annotated[bool, typer.Option("--plan", help="Print the plan, do nothing.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever is there.")]
@@ -37,8 +37,8 @@ RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Try quarantin
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More on what happens, tracebacks too.")]
-AxesOption = Annotated[Optional[str], typer.Option("--axes", help="Axes of the arrays, letters of tczyx.")]
-VoxelOption = Annotated[Optional[str], typer.Option("--voxel-size", help="Per spatial axis in micrometres: 0.05,0.004,0.004.")]
+AxesOption = Annotated[str | None, typer.Option("--axes", help="Axes of the arrays, letters of tczyx.")]
+VoxelOption = Annotated[str | None, typer.Option("--voxel-size", help="Per spatial axis in micrometres: 0.05,0.004,0.004.")]
 
 
 def _version(wanted: bool) -> None:
@@ -58,8 +58,8 @@ def _main(
 
 @app.command()
 def init(
-    raw: Annotated[Optional[str], typer.Argument(help="Zarr with the raw data.")] = None,
-    labels: Annotated[Optional[str], typer.Argument(help="Zarr with the annotation.")] = None,
+    raw: Annotated[str | None, typer.Argument(help="Zarr with the raw data.")] = None,
+    labels: Annotated[str | None, typer.Argument(help="Zarr with the annotation.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("unetflow.toml"),
     axes: AxesOption = None,
     voxel_size: VoxelOption = None,
@@ -86,8 +86,8 @@ def convert(
     target: Annotated[str, typer.Argument(help="The OME-Zarr to write.")],
     axes: AxesOption = None,
     voxel_size: VoxelOption = None,
-    chunk: Annotated[Optional[str], typer.Option("--chunk", help="Per spatial axis in voxels: 64,64,64.")] = None,
-    shard: Annotated[Optional[str], typer.Option("--shard", help="Per spatial axis in voxels.")] = None,
+    chunk: Annotated[str | None, typer.Option("--chunk", help="Per spatial axis in voxels: 64,64,64.")] = None,
+    shard: Annotated[str | None, typer.Option("--shard", help="Per spatial axis in voxels.")] = None,
     as_labels: Annotated[bool, typer.Option("--as-labels", help="Write a label image.")] = False,
     collection: Annotated[bool, typer.Option("--collection", help="Keep files apart, one image each.")] = False,
     cluster: ClusterOption = None,
@@ -109,7 +109,7 @@ def convert(
         return run(
             source, target, axes=axes, voxel_size=numbers(voxel_size, float), chunk=numbers(chunk, int),
             shard=numbers(shard, int), as_labels=as_labels, collection=collection, overwrite=overwrite,
-            client=conditions.client, progress=conditions.progress, plan_only=plan,
+            plan_only=plan, **vars(conditions),
         )  # fmt: skip
 
     show(run_stage(common, work, needs_cluster=not plan), common, f"wrote {target}" if not plan else None)
@@ -117,8 +117,8 @@ def convert(
 
 @app.command()
 def prepare(
-    raw: Annotated[Optional[str], typer.Argument(help="Zarr with the raw data, instead of [[data]].")] = None,
-    labels: Annotated[Optional[str], typer.Argument(help="Zarr with the annotation.")] = None,
+    raw: Annotated[str | None, typer.Argument(help="Zarr with the raw data, instead of [[data]].")] = None,
+    labels: Annotated[str | None, typer.Argument(help="Zarr with the annotation.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -151,7 +151,7 @@ def train(
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
-    initial: Annotated[Optional[str], typer.Option("--from", help="Model whose weights are the start.")] = None,
+    initial: Annotated[str | None, typer.Option("--from", help="Model whose weights are the start.")] = None,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     deadline: DeadlineOption = None,
@@ -182,11 +182,11 @@ def train(
 @app.command()
 def segment(
     volume: Annotated[str, typer.Argument(help="Zarr array, OME-Zarr image or group of images; path or URL.")],
-    model: Annotated[Optional[str], typer.Option("--model", "-m", help="Model file or run folder [default: the run's].")] = None,
-    out: Annotated[Optional[str], typer.Option("--out", "-o", help="Result [default: NAME.unetflow.zarr].")] = None,
-    outputs: Annotated[Optional[str], typer.Option("--outputs", help="Of probabilities,classes,instances.")] = None,
-    roi: Annotated[Optional[str], typer.Option("--roi", help="z0:z1,y0:y1,x0:x1 in voxels.")] = None,
-    mask: Annotated[Optional[str], typer.Option("--mask", help="Zarr; where it is 0 nothing is computed.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model file or run folder [default: the run's].")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Result [default: NAME.unetflow.zarr].")] = None,
+    outputs: Annotated[str | None, typer.Option("--outputs", help="Of probabilities,classes,instances.")] = None,
+    roi: Annotated[str | None, typer.Option("--roi", help="z0:z1,y0:y1,x0:x1 in voxels.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="Zarr; where it is 0 nothing is computed.")] = None,
     axes: AxesOption = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over flips and turns.")] = False,
     config: ConfigOption = None,
@@ -229,8 +229,8 @@ def evaluate(
     segmentation: Annotated[str, typer.Argument(help="Output of segment, or an integer array.")],
     truth: Annotated[str, typer.Argument(help="Integer array, label image, or collection.")],
     sections: Annotated[bool, typer.Option("--sections", help="Score each plane or image on its own.")] = False,
-    foreground: Annotated[Optional[int], typer.Option("--foreground", help="Objects are components of this class.")] = None,
-    class_map: Annotated[Optional[str], typer.Option("--class-map", help="Truth value=class: 0=0,255=1.")] = None,
+    foreground: Annotated[int | None, typer.Option("--foreground", help="Objects are components of this class.")] = None,
+    class_map: Annotated[str | None, typer.Option("--class-map", help="Truth value=class: 0=0,255=1.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -249,7 +249,9 @@ def evaluate(
         from unetflow.stages import evaluate as stage
         from unetflow.terminal import read_class_map
 
-        chosen = {"sections": sections, "foreground": foreground, "class_map": read_class_map(class_map)}
+        chosen: dict[str, Any] = {
+            "sections": sections, "foreground": foreground, "class_map": read_class_map(class_map)
+        }  # fmt: skip
         settings = common.settings()
         if plan:
             return stage.plan(settings, segmentation, truth, **chosen).summary()

@@ -158,6 +158,24 @@ def test_a_users_mistake_is_told_in_its_own_words(two_workers: Any, tmp_path: Pa
         run_pass(task, grid(10), client=two_workers, record=lambda *_: None, name="p")
 
 
+class Absent:
+    """A task whose code the worker cannot find."""
+
+    def __reduce__(self) -> Any:
+        return _import_absent, ()
+
+
+def _import_absent() -> None:
+    raise ModuleNotFoundError("No module named 'site_extras'")
+
+
+def test_a_worker_without_the_code_is_told_and_stays(two_workers: Any) -> None:
+    workers = set(two_workers.nthreads())
+    with pytest.raises(StageError, match="cannot load its task.*install the same environment"):
+        run_pass(Absent(), grid(10), client=two_workers, record=lambda *_: None, name="p")  # type: ignore[arg-type]
+    assert set(two_workers.nthreads()) == workers
+
+
 def test_a_stop_leaves_what_is_not_done_to_the_next_run(two_workers: Any, tmp_path: Path) -> None:
     reports: Reports = {}
     task = Marked(str(tmp_path), 0.02)
@@ -244,10 +262,11 @@ def test_a_lost_scheduler_or_the_loss_of_all_workers_never_looks_like_success(
         if len(reports) == 3:
             getattr(own_scheduler, victim).kill()
 
-    with open_client(own_scheduler.file) as client, pytest.raises(Interrupted, match="the same command goes on|scheduler"):
-        run_pass(
-            Marked(str(folder), 0.05), grid(40), client=client, record=record, name="p", patience=2.0
-        )
+    with (
+        open_client(own_scheduler.file) as client,
+        pytest.raises(Interrupted, match="the same command goes on|scheduler"),
+    ):
+        run_pass(Marked(str(folder), 0.05), grid(40), client=client, record=record, name="p", patience=2.0)
     assert 3 <= len(reports) < 40
 
 
@@ -259,7 +278,12 @@ class Driver:
         env = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
         command = [sys.executable, str(HERE / "drive_blocks.py"), str(folder), str(n_blocks), str(seconds)]
         self.process = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         wait_for(lambda: count(folder, "started") >= 2)
         self.children = psutil.Process(self.process.pid).children(recursive=True)

@@ -16,7 +16,7 @@ from unetflow.errors import InputError
 
 
 @st.composite
-def specs(draw: st.DrawFn, **fixed: Any) -> UNetSpec:
+def specs(draw: st.DrawFn, /, **fixed: Any) -> UNetSpec:
     """Draw a small network; odd kernels and pooling windows differ by level and axis."""
     dims = draw(st.sampled_from([2, 3]))
     depth = draw(st.integers(1, 3))

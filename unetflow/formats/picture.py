@@ -100,7 +100,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
     """Open a picture of any size: Pillow's limit is meant for pictures of strangers."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
             yield image
     finally:
         Image.MAX_IMAGE_PIXELS = limit

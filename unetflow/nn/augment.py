@@ -35,9 +35,9 @@ class Augmentation:
 
     flips: bool = True
     turns: bool = True
-    brightness: float = 0.1
-    contrast: float = 0.1
-    noise: float = 0.05
+    brightness: float = 0.0
+    contrast: float = 0.0
+    noise: float = 0.0
 
 
 def augment(

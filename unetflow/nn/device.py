@@ -27,9 +27,7 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise InputError(f"a device must be auto, cpu, cuda or cuda:N, got '{name}'; use auto") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"a device must exist, got '{name}' with {torch.cuda.device_count()} GPUs here; use auto"
-        )
+        raise InputError(f"a device must exist, got '{name}' with {torch.cuda.device_count()} GPUs here; use auto")
     return device
 
 

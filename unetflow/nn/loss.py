@@ -18,9 +18,7 @@ from torch.nn import functional
 Head = Literal["softmax", "sigmoid"]
 
 
-def weighted_loss(
-    logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head, dice: bool = False
-) -> Tensor:
+def weighted_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head, dice: bool = False) -> Tensor:
     """Return the weighted cross entropy per voxel that is not ignored.
 
     Parameters

@@ -83,8 +83,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         like = parameters[int(number)]
-        if value.shape == like.shape:  # in the parameter's own layout, or each step is slow
-            value = torch.empty_like(like, requires_grad=False).copy_(value)
+        # In the parameter's own layout, or each step is slow; a copy, for nobody else to change.
+        value = torch.empty_like(like, requires_grad=False).copy_(value) if value.shape == like.shape else value.clone()
         memory.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": memory, "param_groups": current["param_groups"]})
 

@@ -49,7 +49,7 @@ class Predictor:
             Normalised image.
         tta : bool
             Average over flips and transpositions (`unetflow.nn.symmetry`); the tile
-            must then have that module's `symmetric_halo`.
+            must then have the network's `UNetSpec.symmetric_halo`.
 
         Returns
         -------

@@ -17,10 +17,10 @@ class Recipe:
     ----------
     steps : int
         Optimiser steps in all.
+    learning_rate : float
     batch_size : int
         Patches a step. The paper has 1 large one, and a high momentum to make up for it.
     optimizer : {"sgd", "adam", "adamw"}
-    learning_rate : float
     momentum : float
         Of SGD; 0.99 in the paper.
     weight_decay : float
@@ -42,9 +42,9 @@ class Recipe:
     """
 
     steps: int
+    learning_rate: float
     batch_size: int = 1
     optimizer: OptimizerName = "sgd"
-    learning_rate: float = 1e-3
     momentum: float = 0.99
     weight_decay: float = 0.0
     schedule: ScheduleName = "constant"
@@ -60,9 +60,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.loss not in ("cross_entropy", "cross_entropy+dice"):
-            raise InputError(
-                f"loss must be cross_entropy or cross_entropy+dice, got '{self.loss}'; use cross_entropy"
-            )
+            raise InputError(f"loss must be cross_entropy or cross_entropy+dice, got '{self.loss}'; use cross_entropy")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, got {self.ema}; use 0.999, or 0 for none")
         for name in ("steps", "batch_size"):

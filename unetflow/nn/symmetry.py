@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from unetflow.architecture import Shape, UNetSpec
+from unetflow.architecture import UNetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,6 @@ def symmetries(spec: UNetSpec) -> tuple[Symmetry, ...]:
     ]
     swaps = (False, True) if _is_square(spec) else (False,)
     return tuple(Symmetry(swap, flip) for swap in swaps for flip in flips)
-
-
-def symmetric_halo(spec: UNetSpec) -> tuple[Shape, Shape]:
-    """Return the halo before and after kept voxels that suits every symmetry.
-
-    A flipped tile sees forwards what it saw backwards, so each end needs the longer of
-    the two halos; the first end moves by whole strides, or poolings would stand elsewhere.
-    The input shape is then ``spec.round_up(before + kept + after)``.
-    """
-    halo = zip(*spec.halo, spec.margin, spec.total_stride, strict=True)
-    extra = [-(-(max(before, after) - margin) // stride) * stride for before, after, margin, stride in halo]
-    both = tuple(margin + e for margin, e in zip(spec.margin, extra, strict=True))
-    return both, both
 
 
 def _is_square(spec: UNetSpec) -> bool:

@@ -57,16 +57,12 @@ class UNet(nn.Module):
         levels = range(spec.depth)
         inputs = [spec.in_channels, *(spec.channels(level) for level in levels)]
         width = 2 if spec.skip == "concat" else 1
-        self.contract = nn.ModuleList(
-            _convolutions(spec, level, inputs[level]) for level in range(spec.depth + 1)
-        )
+        self.contract = nn.ModuleList(_convolutions(spec, level, inputs[level]) for level in range(spec.depth + 1))
         self.pool = nn.ModuleList(_POOL[spec.dims](window) for window in spec.pool)
         # The released network drops out before the skip leaves, so both ways see it.
         self.dropout = nn.Dropout(spec.dropout)
         self.up = nn.ModuleList(_up(spec, level) for level in levels)
-        self.join = nn.ModuleList(
-            _convolutions(spec, level, width * spec.channels(level)) for level in levels
-        )
+        self.join = nn.ModuleList(_convolutions(spec, level, width * spec.channels(level)) for level in levels)
         self.extra = _extra(spec)
         last = spec.extra_conv or spec.channels(0)
         self.head = _CONV[spec.dims](last, spec.out_channels, 1)
@@ -213,6 +209,8 @@ def _initialise(layer: nn.Module) -> None:
         n_incoming = layer.weight.shape[0]
     else:
         return
+    if layer.weight.is_meta:
+        return  # a file fills them; torch 2.13 would import its compiler to draw nothing, 5 seconds
     nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / n_incoming))
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

@@ -78,20 +78,15 @@ def contingency(seg: Array, truth: Array, valid: npt.NDArray[np.bool_] | None = 
     """
     if seg.shape != truth.shape:
         raise ValueError(f"segmentation and truth must have one shape, got {seg.shape} and {truth.shape}")
-    mask = np.ones((1,) * seg.ndim, np.bool_) if valid is None else valid
-    mask = np.broadcast_to(mask, seg.shape)
-    # Runs of one pair along the rows are counted first: there is far less to sort.
-    runs = _runs(_as_rows(seg), _as_rows(truth), _as_rows(mask))
+    counted = np.ones(seg.size, np.bool_) if valid is None else valid.reshape(-1)
+    # Runs of one pair in memory order are counted first: there is far less to sort.
+    runs = _runs(seg.reshape(-1), truth.reshape(-1), counted)
     return _group(runs[:, :2], runs[:, 2])
 
 
 def add(a: Contingency, b: Contingency) -> Contingency:
     """Add two tables, exactly and in any order."""
     return _group(np.concatenate([a.pairs, b.pairs]), np.concatenate([a.counts, b.counts]))
-
-
-def _as_rows(array: Array) -> Array:
-    return array.reshape(-1, array.shape[-1]) if array.ndim else array.reshape(1, 1)
 
 
 def _group(pairs: Integers, counts: Integers) -> Contingency:
@@ -105,24 +100,23 @@ def _group(pairs: Integers, counts: Integers) -> Contingency:
 
 @numba.njit(cache=True, nogil=True)
 def _runs(seg: Array, truth: Array, valid: npt.NDArray[np.bool_]) -> Integers:
-    """List (label in seg, label in truth, voxels) of each run along the rows, in order."""
+    """List (label in seg, label in truth, voxels) of each run of valid voxels."""
     runs = np.empty((1024, 3), np.int64)
     n = 0
-    for row in range(seg.shape[0]):
-        is_open = False
-        for i in range(seg.shape[1]):
-            if not valid[row, i]:
-                is_open = False
-                continue
-            a, b = np.int64(seg[row, i]), np.int64(truth[row, i])
-            if is_open and runs[n - 1, 0] == a and runs[n - 1, 1] == b:
-                runs[n - 1, 2] += 1
-                continue
-            if n == len(runs):
-                longer = np.empty((2 * n, 3), np.int64)
-                longer[:n] = runs
-                runs = longer
-            runs[n, 0], runs[n, 1], runs[n, 2] = a, b, 1
-            n += 1
-            is_open = True
+    is_open = False
+    for i in range(len(seg)):
+        if not valid[i]:
+            is_open = False
+            continue
+        a, b = np.int64(seg[i]), np.int64(truth[i])
+        if is_open and runs[n - 1, 0] == a and runs[n - 1, 1] == b:
+            runs[n - 1, 2] += 1
+            continue
+        if n == len(runs):
+            longer = np.empty((2 * n, 3), np.int64)
+            longer[:n] = runs
+            runs = longer
+        runs[n, 0], runs[n, 1], runs[n, 2] = a, b, 1
+        n += 1
+        is_open = True
     return runs[:n]

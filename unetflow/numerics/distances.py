@@ -91,7 +91,7 @@ def _in_lines(array: Array, axis: int) -> Array:
 
 @numba.njit(cache=True, nogil=True)
 def _spread(
-    first: Squared, second: Squared, nearest: Objects, next_nearest: Objects, along: Squared, limit: float
+    first: Squared, second: Squared, nearest: Objects, next_nearest: Objects, along: Squared, limit: np.float32
 ) -> None:
     """Carry the two nearest of each voxel along axis 1, in place, as far as ``along`` reaches."""
     n_before, n, n_after = first.shape
@@ -118,7 +118,7 @@ def _spread(
 @numba.njit(cache=True, nogil=True)
 def _spread_line(
     d1: Squared, d2: Squared, name1: Objects, name2: Objects,
-    along: Squared, limit: float, before: Integers, behind: Integers,
+    along: Squared, limit: np.float32, before: Integers, behind: Integers,
     out_d1: Squared, out_d2: Squared, out_name1: Objects, out_name2: Objects,
 ) -> None:  # fmt: skip
     n_steps = len(along)

@@ -170,8 +170,7 @@ def warp_weight(source: Array, coordinates: Floats) -> npt.NDArray[np.float32]:
 
 def _nearest(coordinates: Floats, shape: Sequence[int]) -> tuple[npt.NDArray[np.int64], ...]:
     return tuple(
-        np.clip(np.floor(along + 0.5).astype(np.int64), 0, n - 1)
-        for along, n in zip(coordinates, shape, strict=True)
+        np.clip(np.floor(along + 0.5).astype(np.int64), 0, n - 1) for along, n in zip(coordinates, shape, strict=True)
     )
 
 
@@ -186,12 +185,18 @@ def _basis(n: int, grid: int, derivative: int) -> Floats:
 
 
 def _evaluate(vectors: Floats, bases: Sequence[Floats]) -> Floats:
-    """Apply one matrix per axis to (ndim, *grid)."""
+    """Apply one matrix per axis to (ndim, *grid).
+
+    Plain sums, for a matrix product may round otherwise on another number of threads.
+    """
     values = vectors
     for basis in bases:
         # The axis in front of the others moves to the end, so that each round meets the next.
-        values = np.tensordot(values, basis, axes=(1, 1))
-    return np.ascontiguousarray(values)
+        spread = values[:, 0, ..., None] * basis[:, 0]
+        for point in range(1, basis.shape[1]):
+            spread += values[:, point, ..., None] * basis[:, point]
+        values = spread
+    return values
 
 
 def _largest_factor(vectors: Floats, shape: tuple[int, ...]) -> float:

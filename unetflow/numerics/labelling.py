@@ -65,9 +65,7 @@ def label_block(mask: Array, linked: Sequence[bool], connectivity: str = "face")
     return fragments, int(n)
 
 
-def fragment_table(
-    fragments: Fragments, n: int, box: Box, volume_shape: Sequence[int]
-) -> tuple[Integers, Integers]:
+def fragment_table(fragments: Fragments, n: int, box: Box, volume_shape: Sequence[int]) -> tuple[Integers, Integers]:
     """Find the first voxel and the size of each fragment of a block.
 
     Parameters
@@ -88,9 +86,7 @@ def fragment_table(
     first, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)
     _measure(np.ascontiguousarray(fragments).reshape(-1), first, sizes)
     index = np.zeros(n, np.int64)
-    for position, start, length in zip(
-        np.unravel_index(first, fragments.shape), box.start, volume_shape, strict=True
-    ):
+    for position, start, length in zip(np.unravel_index(first, fragments.shape), box.start, volume_shape, strict=True):
         index = index * length + position + start
     return index, sizes
 

@@ -25,9 +25,7 @@ LARGEST_SECTION = 8192 * 8192
 _AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
-def warping_error(
-    segmentation: Array, truth: Array, valid: npt.NDArray[np.bool_] | None = None
-) -> float | None:
+def warping_error(segmentation: Array, truth: Array, valid: npt.NDArray[np.bool_] | None = None) -> float | None:
     """Return the share of pixels that differ after the best warping found.
 
     Parameters
@@ -57,8 +55,7 @@ def warping_error(
     """
     if segmentation.ndim != 2 or segmentation.shape != truth.shape:
         raise ValueError(
-            "warping error compares two sections (Y, X) of one shape, got "
-            f"{segmentation.shape} and {truth.shape}"
+            f"warping error compares two sections (Y, X) of one shape, got {segmentation.shape} and {truth.shape}"
         )
     if truth.size > LARGEST_SECTION:
         return None

@@ -73,9 +73,7 @@ def border_cut(w0: float, sigma: float, tolerance: float) -> float:
     return sigma * math.sqrt(2 * math.log(w0 / tolerance))
 
 
-def border_halo(
-    cut: float, voxel_size: Sequence[float], planar: Sequence[bool] | None = None
-) -> tuple[int, ...]:
+def border_halo(cut: float, voxel_size: Sequence[float], planar: Sequence[bool] | None = None) -> tuple[int, ...]:
     """Return the voxels of context per axis that the border weight of a block needs.
 
     ``planar`` is True for axes along which no distance is measured; they need none. The seam
@@ -87,9 +85,7 @@ def border_halo(
     (3, 27, 27)
     """
     flags = [False] * len(voxel_size) if planar is None else planar
-    return tuple(
-        0 if is_planar else math.ceil(cut / size) for size, is_planar in zip(voxel_size, flags, strict=True)
-    )
+    return tuple(0 if is_planar else math.ceil(cut / size) for size, is_planar in zip(voxel_size, flags, strict=True))
 
 
 def two_nearest(

@@ -144,9 +144,7 @@ def run_pass(
         When the disk is full, a permission is lost, or too many blocks fail.
     """
     clock = _Clock(should_stop, deadline)
-    executor: Executor = (
-        InProcess(task, clock.is_over) if client is None else OnCluster(client, task, name, patience)
-    )
+    executor: Executor = InProcess(task, clock.is_over) if client is None else OnCluster(client, task, name, patience)
     work = _Pass(executor, blocks, done, record, quarantine, name, retries, progress or Silent())
     work.max_failed_share = max_failed_share
     try:
@@ -330,9 +328,7 @@ class _Pass:
             self._give_up(block, failure)
             return
         delay = min(MAX_DELAY, FIRST_DELAY * 4 ** (n_tried - 1)) if n_tried else 0.0
-        self._send_again(
-            Attempt((block,), n_tried, attempt.is_suspect, failure.worker, time.monotonic() + delay)
-        )
+        self._send_again(Attempt((block,), n_tried, attempt.is_suspect, failure.worker, time.monotonic() + delay))
 
     def _send_again(self, attempt: Attempt) -> None:
         self.again.append(attempt)

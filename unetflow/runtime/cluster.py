@@ -87,15 +87,17 @@ def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
         return _connect(spec, stack)
     threads = spec.threads or _threads_of(spec)
     environ = {name: str(threads) for name in THREAD_VARIABLES}
-    _keep_environment(stack)
-    stack.enter_context(dask.config.set(_dask_settings(spec, environ)))
+    settings = _dask_settings(spec.dashboard)
+    stack.enter_context(dask.config.set(settings))
     start = {"local": _start_local, "cuda": _start_cuda}.get(spec.kind)
     if start is not None:
+        _lend_environment(stack, environ)
         cluster = start(spec, stack, logs)
     else:
         from unetflow.runtime.jobqueue import start_jobqueue
 
-        cluster = start_jobqueue(spec, stack, logs, environ)
+        # The workers' own processes read Dask's settings from their environment.
+        cluster = start_jobqueue(spec, stack, logs, {**environ, **_as_environment(settings)})
     client = Client(cluster, set_as_default=False)
     stack.callback(client.close, timeout=CLOSE_SECONDS)
     if spec.dashboard:
@@ -140,8 +142,7 @@ def _start_cuda(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
     except Exception as error:
         if type(error).__name__.startswith("NVMLError"):
             raise InputError(
-                f"cluster kind 'cuda' needs an NVIDIA driver, and this host has none ({error}); "
-                "use --cluster local"
+                f"cluster kind 'cuda' needs an NVIDIA driver, and this host has none ({error}); use --cluster local"
             ) from error
         raise
     stack.callback(cluster.close, timeout=CLOSE_SECONDS)
@@ -161,7 +162,7 @@ def _on_loopback(spec: ClusterSpec, logs: str | None) -> dict[str, Any]:
         "scheduler_kwargs": {"dashboard": spec.dashboard},
         "silence_logs": logging.WARNING if _is_verbose() else logging.CRITICAL,
         "preload": ["unetflow.runtime.worker"],
-        "env": {LOG_FOLDER: logs} if logs else {},
+        "env": {**({LOG_FOLDER: logs} if logs else {}), "NUMBA_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
     }
 
 
@@ -194,6 +195,8 @@ def _wait_for_worker(client: Client, spec: ClusterSpec) -> None:
     began = told = time.monotonic()
     while not client.nthreads():
         now = time.monotonic()
+        for reason in getattr(client.cluster, "rejections", []):
+            raise InputError(f"the queue of cluster kind '{spec.kind}' must take the job, and refused it: {reason}")
         if stop_requested():
             raise Interrupted("stopped while waiting for the first worker; the same command goes on")
         if now - began > spec.startup_timeout:
@@ -243,32 +246,41 @@ def _threads_of(spec: ClusterSpec) -> int:
     return int(spec.options.get("cores", 1))
 
 
-def _dask_settings(spec: ClusterSpec, environ: Mapping[str, str]) -> dict[str, Any]:
+def _dask_settings(dashboard: bool) -> dict[str, Any]:
     """Return Dask's own settings for a cluster that is started here."""
     import dask
 
-    spawn = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **environ}
+    routes = dask.config.get("distributed.scheduler.http.routes") if dashboard else []
     return {
-        "distributed.nanny.pre-spawn-environ": spawn,
         # A block whose worker died comes back at once: retries are counted by the driver.
         "distributed.scheduler.allowed-failures": 0,
+        "distributed.scheduler.http.routes": routes,
         # A paused worker never wakes when the memory is not Dask's own (distributed#5999):
         # it goes on, and is restarted when it comes near its limit.
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
-        "distributed.scheduler.http.routes": (
-            dask.config.get("distributed.scheduler.http.routes") if spec.dashboard else []
-        ),
     }
 
 
-def _keep_environment(stack: ExitStack) -> None:
-    """Put back the variables that Dask sets in this process before it starts a worker."""
+def _as_environment(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Spell the workers' part of Dask's settings as environment variables."""
+    return {
+        f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": str(value)
+        for key, value in settings.items()
+        if key.startswith("distributed.worker.")
+    }
+
+
+def _lend_environment(stack: ExitStack, environ: Mapping[str, str]) -> None:
+    """Set the workers' variables in this process, which starts them, until ``stack`` closes.
+
+    Dask lets a variable that is set here win over its settings, and sets those that are not.
+    """
     import dask
 
-    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *THREAD_VARIABLES, "PYTHONHASHSEED"}
+    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *environ, "PYTHONHASHSEED"}
     before = {name: os.environ.get(name) for name in names}
 
     def restore() -> None:
@@ -278,6 +290,8 @@ def _keep_environment(stack: ExitStack) -> None:
                 os.environ[name] = value
 
     stack.callback(restore)
+    # numba refuses another number of threads in a process that has compiled: only workers get it.
+    os.environ.update({name: value for name, value in environ.items() if name != "NUMBA_NUM_THREADS"})
 
 
 def _start_resource_tracker() -> None:

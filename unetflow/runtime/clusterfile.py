@@ -118,9 +118,7 @@ def _read(cluster: str) -> dict[str, Any]:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(
-            f"a cluster file must exist, {path} does not; known names are {', '.join(known_clusters())}"
-        )
+        raise InputError(f"a cluster file must exist, {path} does not; known names are {', '.join(known_clusters())}")
     return path
 
 
@@ -171,9 +169,7 @@ def _parse_workers(workers: int | str) -> tuple[int, int]:
     except ValueError:
         least, most = 0, 0
     if not 1 <= least <= most:
-        raise InputError(
-            f"workers must be N, or N:M with 1 <= N <= M, got '{workers}'; write for instance 2:8"
-        )
+        raise InputError(f"workers must be N, or N:M with 1 <= N <= M, got '{workers}'; write for instance 2:8")
     return least, most
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pickle
 import shutil
 import socket
 import time
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unetflow.errors import InputError, Interrupted, StageError
@@ -207,8 +209,41 @@ class InProcess:
 _stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks must not start
 
 
-def _work_on_worker(task: Task, blocks: Sequence[Block], token: str) -> list[Outcome]:
-    return work_through(task, blocks, lambda: token in _stopped_passes)
+def pack(value: Any) -> bytes:
+    """Pickle what workers run.
+
+    Dask would pickle it too, but a worker that cannot load a message closes instead of telling
+    (distributed 2026.7.1): so it travels as bytes and is loaded by :func:`unpack` in the task.
+    """
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(value))
+
+
+@lru_cache(maxsize=4)
+def unpack(data: bytes) -> Any:
+    """Load what :func:`pack` made, once per worker.
+
+    Raises
+    ------
+    StageError
+        When the code is not there.
+    """
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        raise StageError(
+            f"a worker cannot load its task ({type(error).__name__}: {error}); "
+            "install the same environment on every host"
+        ) from error
+
+
+def _work_on_worker(task: bytes, blocks: Sequence[Block], token: str) -> list[Outcome]:
+    def work(block: Block) -> Report:
+        report: Report = unpack(task)(block)
+        return report
+
+    return work_through(work, blocks, lambda: token in _stopped_passes)
 
 
 def _stop_on_worker(token: str) -> None:
@@ -237,7 +272,7 @@ class OnCluster:
     def __init__(self, client: Client, task: Task, name: str, patience: float) -> None:
         from distributed import as_completed
 
-        self._client, self._task, self._patience = client, task, patience
+        self._client, self._task, self._patience = client, pack(task), patience
         self._token = uuid.uuid4().hex
         self._name = f"{name}-{self._token}"
         self._in_flight: dict[Any, tuple[Future[Any], Attempt]] = {}
@@ -333,8 +368,5 @@ def _death(error: BaseException) -> Death:
 
     if not isinstance(error, KilledWorker):
         return Death(describe(error), is_killed=False)
-    text = (
-        "the worker process died at this block: out of memory, a crash in compiled code, "
-        "or the end of its job"
-    )
+    text = "the worker process died at this block: out of memory, a crash in compiled code, or the end of its job"
     return Death(Failure(text, "", str(error.last_worker.address)), is_killed=True)

@@ -19,7 +19,7 @@ from unetflow.errors import InputError
 from unetflow.runtime.clusterfile import ClusterSpec
 
 if TYPE_CHECKING:
-    from dask_jobqueue.core import JobQueueCluster
+    from dask_jobqueue.core import Job, JobQueueCluster
 
 CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster"}
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
@@ -64,7 +64,7 @@ def start_jobqueue(
 
 
 def make_jobqueue(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str, str]) -> JobQueueCluster:
-    """Make the cluster object, without any job yet; its ``job_script()`` can be looked at."""
+    """Make the cluster, without a job yet; ``rejections`` will hold what the queue refuses and why."""
     try:
         import dask_jobqueue
     except ImportError as error:
@@ -72,11 +72,31 @@ def make_jobqueue(spec: ClusterSpec, log_folder: str | None, environ: Mapping[st
             f"cluster kind '{spec.kind}' needs dask-jobqueue, which is missing; pip install 'unetflow[hpc]'"
         ) from error
     options = job_options(spec, log_folder, environ)
-    make: type[JobQueueCluster] = getattr(dask_jobqueue, CLASSES[spec.kind])
+    make = getattr(dask_jobqueue, CLASSES[spec.kind])
+    rejections: list[str] = []
     try:
-        return make(**options)
+        cluster: JobQueueCluster = make(job_cls=_telling(make.job_cls, rejections), **options)
     except (ValueError, TypeError) as error:
         raise InputError(f"cluster kind '{spec.kind}' does not take these options: {error}") from error
+    cluster.rejections = rejections  # type: ignore[attr-defined]
+    return cluster
+
+
+def _telling(job_cls: type[Job], rejections: list[str]) -> type[Job]:
+    """Keep what the queue said to a job that it refused: Dask only logs it."""
+
+    from distributed.core import Status
+
+    class TellingJob(job_cls):  # type: ignore[valid-type,misc]
+        async def _submit_job(self, script: str) -> Any:
+            try:
+                return await super()._submit_job(script)
+            except Exception as error:
+                self.status = Status.failed  # or closing the cluster fails too
+                rejections.append(str(error))
+                raise
+
+    return TellingJob
 
 
 def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -92,14 +112,10 @@ def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str,
     for key, value in options.items():
         _refuse_unsafe(key, value)
     if options.pop("processes", 1) != 1:
-        raise InputError(
-            "a job must be one worker process, or a dead job is never replaced; leave out processes"
-        )
+        raise InputError("a job must be one worker process, or a dead job is never replaced; leave out processes")
     for key in ("cores", "memory"):
         if key not in options:
-            raise InputError(
-                f"cluster kind '{spec.kind}' needs options.{key} of one job; add it to the cluster file"
-            )
+            raise InputError(f"cluster kind '{spec.kind}' needs options.{key} of one job; add it to the cluster file")
     cores = int(options.pop("cores"))
     prologue = [f"export {name}={shlex.quote(value)}" for name, value in environ.items()]
     scheduler = {"dashboard_address": "127.0.0.1:0", "dashboard": spec.dashboard}

@@ -118,9 +118,7 @@ class Bar(Silent):
             TextColumn("{task.fields[details]}"),
             console=Console(stderr=True),
         )
-        self._task: rich.progress.TaskID = self._bar.add_task(
-            name, total=total, completed=done, rate="", details=""
-        )
+        self._task: rich.progress.TaskID = self._bar.add_task(name, total=total, completed=done, rate="", details="")
         self._bar.start()
 
     def advance(self, n: int = 1) -> None:

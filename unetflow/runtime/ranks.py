@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import Interrupted, StageError
+from unetflow.runtime.executors import pack, unpack
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -97,7 +98,7 @@ class _Remote:
         self._stop = StopEvent(self._topic, client=client)
         client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
         self._future: Future[Any] = client.submit(
-            _call_on_worker, fn, kwargs, self._topic, key=self._topic, pure=False
+            _call_on_worker, pack((fn, kwargs)), self._topic, key=self._topic, pure=False
         )
 
     def __enter__(self) -> _Remote:
@@ -154,11 +155,12 @@ class _Remote:
             raise Interrupted(f"the Dask scheduler does not answer: {error}") from error
 
 
-def _call_on_worker(fn: RankFunction, kwargs: dict[str, Any], topic: str) -> dict[str, Any]:
+def _call_on_worker(call: bytes, topic: str) -> dict[str, Any]:
     """Give the function its means to tell events and to see a stop, and call it."""
     from distributed import Event as StopEvent
     from distributed import get_worker
 
+    fn, kwargs = unpack(call)
     worker = get_worker()
     stop = StopEvent(topic)
     asked_at, answer, n_events = 0.0, False, 0

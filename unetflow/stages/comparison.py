@@ -102,6 +102,7 @@ class CompareBlock:
     foreground: int | None
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.contingency import contingency
 
         index, here = self.pieces.locate(block.number)

@@ -130,6 +130,7 @@ class LabelBlock:
     connectivity: str
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.labelling import fragment_table, label_block
 
         index, here = self.pieces.locate(block.number)
@@ -150,6 +151,7 @@ class PairBlock:
     connectivity: str
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.labelling import slab_pairs
 
         index, here = self.pieces.locate(block.number)
@@ -172,7 +174,8 @@ class PairBlock:
         local = job.fragments.read(box)[0].astype(np.uint64)
         numbers = (job.grid.numbers_of(box) + self.pieces.first[index]).astype(np.uint64)
         keys = np.where(local > 0, (numbers << _BLOCK_BITS) | local, np.uint64(0))
-        return np.split(keys, 2, axis=axis)
+        front, back = np.split(keys, 2, axis=axis)
+        return front, back
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class RelabelBlock:
     scratch: str
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.labelling import relabel
 
         index, here = self.pieces.locate(block.number)

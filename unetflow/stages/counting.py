@@ -23,7 +23,6 @@ from unetflow.stages.truth import MOST_CLASSES, Truth
 from unetflow.stages.work import Report
 
 
-
 @dataclass(frozen=True)
 class CountBlock:
     """Count the classes of one block and draw candidate centres of training patches."""
@@ -35,6 +34,7 @@ class CountBlock:
     n_wanted: int
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         index, here = self.pieces.locate(block.number)
         truth = self.truths[index]
         target, is_valid = truth.read(here.inner)

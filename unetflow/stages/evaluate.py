@@ -13,7 +13,7 @@ from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid
 from unetflow.stages.comparison import CompareBlock, Pair, Tally
 from unetflow.stages.components import Labelling, label_volumes
-from unetflow.stages.inputs import pair_names
+from unetflow.stages.inputs import pair_names, without_channels
 from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.truth_map import ClassForeground, TruthMap
@@ -38,6 +38,15 @@ class Plan:
     foreground: int | None
     is_multilabel: bool
     dims: int
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``--plan`` prints."""
+        return {
+            "images": len(self.pairs),
+            "kind_of_truth": self.pairs[0].meaning.kind,
+            "compared": [str(pair.domain) for pair in self.pairs[:5]],
+            "blocks": len(self.grids),
+        }
 
 
 def plan(
@@ -106,7 +115,10 @@ def _open_segmentation(path: str) -> dict[str, tuple[dict[str, Volume], dict[str
 
 def _truth_hints(settings: Settings, truth: str) -> dict[str, Any]:
     data = _table_of(settings, truth)
-    return {} if data is None else {"axes": data.axes and data.axes.replace("c", ""), "voxel_size": data.voxel_size}
+    if data is None:
+        return {}
+    axes = data.axes if data.kind == "multilabel" else without_channels(data.axes)
+    return {"default_axes": axes, "voxel_size": data.voxel_size}
 
 
 def _table_of(settings: Settings, truth: str) -> Any:
@@ -172,13 +184,15 @@ def evaluate(
     made = plan(
         settings, segmentation, truth, sections=sections, foreground=foreground, class_map=class_map
     )
-    with tempfile.TemporaryDirectory(prefix=".unetflow-evaluate-", dir=_scratch_root(settings)) as scratch:
-        with open_work("evaluate", scratch, {}, conditions) as work:
-            pairs = made.pairs if foreground is None else _with_components(made, work, Path(scratch))
-            tally = Tally(len(pairs), made.sections, made.is_multilabel)
-            task = CompareBlock(pairs, made.grids, foreground)
-            work.run_pass("compare", task, made.grids, tally.add)
-            return {**tally.scores(), **work.totals()}
+    with (
+        tempfile.TemporaryDirectory(prefix=".unetflow-evaluate-", dir=_scratch_root(settings)) as scratch,
+        open_work("evaluate", scratch, {}, conditions) as work,
+    ):
+        pairs = made.pairs if foreground is None else _with_components(made, work, Path(scratch))
+        tally = Tally(len(pairs), made.sections, made.is_multilabel)
+        task = CompareBlock(pairs, made.grids, foreground)
+        work.run_pass("compare", task, made.grids, tally.add)
+        return {**tally.scores(), **work.totals()}
 
 
 def _scratch_root(settings: Settings) -> str | None:
@@ -208,7 +222,7 @@ def _with_components(made: Plan, work: Work, scratch: Path) -> tuple[Pair, ...]:
                 voxel_size=volume.voxel_size, translation=volume.translation,
             )  # fmt: skip
             arrays.append(open_volume(path, axes=volume.grid_axes))
-        jobs.append(Labelling(volume, *arrays, BlockGrid(volume.box, shard), linked))
+        jobs.append(Labelling(volume, arrays[0], arrays[1], BlockGrid(volume.box, shard), linked))
     maps = {volume: meaning for _, _, volume, meaning in sources}
     label_volumes(
         work, tuple(jobs), ClassForeground(maps, made.foreground), connectivity="face", min_size=0, scratch=scratch

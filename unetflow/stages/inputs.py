@@ -106,12 +106,12 @@ def _single_number(name: str) -> int | None:
 def _open_table(settings: Settings, number: int, data: Data) -> list[Item]:
     from unetflow.storage.volume import open_images
 
-    raws = open_images(settings.resolve(data.raw), axes=data.axes, voxel_size=data.voxel_size, level=data.level)
-    label_axes = None if data.kind == "multilabel" else _without_channels(data.axes)
-    labels = open_images(settings.resolve(data.labels), axes=label_axes, voxel_size=data.voxel_size)
+    raws = open_images(settings.resolve(data.raw), default_axes=data.axes, voxel_size=data.voxel_size, level=data.level)
+    label_axes = data.axes if data.kind == "multilabel" else without_channels(data.axes)
+    labels = open_images(settings.resolve(data.labels), default_axes=label_axes, voxel_size=data.voxel_size)
     masks: dict[str, Any] = {}
     if data.mask is not None:
-        masks = open_images(settings.resolve(data.mask), axes=_without_channels(data.axes), voxel_size=data.voxel_size)
+        masks = open_images(settings.resolve(data.mask), default_axes=without_channels(data.axes), voxel_size=data.voxel_size)
     pairs = [("", "")] if list(raws) == list(labels) == [""] else pair_names(list(raws), list(labels))
     return [
         _make_item(number, data, raw, raws[raw], labels[label], masks.get(raw) or masks.get(label))
@@ -119,7 +119,8 @@ def _open_table(settings: Settings, number: int, data: Data) -> list[Item]:
     ]
 
 
-def _without_channels(axes: str | None) -> str | None:
+def without_channels(axes: str | None) -> str | None:
+    """Return the axes of labels that belong to raw data of these axes."""
     return axes.replace("c", "") if axes else None
 
 

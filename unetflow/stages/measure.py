@@ -75,6 +75,7 @@ class MeasureBlock:
     samples: Pieces
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.intensity import histogram
 
         index, here = self.samples.locate(block.number)
@@ -92,7 +93,7 @@ def measure_volumes(work: Work, volumes: Sequence[Volume], seed: int, name: str 
     """
     from unetflow.numerics.intensity import Histogram, add
 
-    pieces = Pieces(tuple(plan_sample(v, seed) for v in volumes))  # type: ignore[arg-type]
+    pieces = Pieces(tuple(plan_sample(v, seed) for v in volumes))
     totals: list[list[Any]] = [[] for _ in volumes]
 
     def collect(number: int, report: Report) -> None:

@@ -6,8 +6,17 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Protocol
 
-from unetflow.geometry import Block, BlockGrid
+from unetflow.geometry import Block
+
+
+class Grid(Protocol):
+    """A numbered sequence of blocks: a `BlockGrid`, or a sample of one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int) -> Block: ...
+    def __iter__(self) -> Iterator[Block]: ...
 
 
 @dataclass(frozen=True)
@@ -16,14 +25,14 @@ class Pieces:
 
     Examples
     --------
-    >>> from unetflow.geometry import Box
+    >>> from unetflow.geometry import BlockGrid, Box
     >>> grid = BlockGrid(Box.of_shape((4,)), (2,))
     >>> pieces = Pieces((grid, grid))
     >>> len(pieces), pieces.locate(3)[0], pieces[3].inner
     (4, 1, Box(start=(2,), stop=(4,)))
     """
 
-    grids: tuple[BlockGrid, ...]
+    grids: tuple[Grid, ...]
     first: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -66,6 +66,7 @@ class PredictBlock:
     tta: bool
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         index, here = self.pieces.locate(block.number)
         image, output = self.images[index], self.outputs[index]
         box = here.inner.shift(image.domain.start)
@@ -185,8 +186,8 @@ def normalise_channels(image: npt.NDArray[Any], normalisation: tuple[list[float]
 def quantise(p: Float32, dtype: str) -> npt.NDArray[Any]:
     """Store probabilities: uint8 is p * 255, rounded to nearest; floats as they are."""
     if dtype == "uint8":
-        return np.rint(p * np.float32(255)).astype(np.uint8)
-    return p.astype(dtype, copy=False)
+        return np.asarray(np.rint(p * np.float32(255)), np.uint8)
+    return np.asarray(p, dtype)
 
 
 def choose_classes(p: Float32, head: str, threshold: float, channel: int, n_channels: int) -> npt.NDArray[np.uint8]:
@@ -196,10 +197,10 @@ def choose_classes(p: Float32, head: str, threshold: float, channel: int, n_chan
     Multilabel (several label images): 1 where this channel is above the threshold.
     """
     if head == "sigmoid" or n_channels > 1:
-        return (p[channel] > threshold).astype(np.uint8)
+        return np.asarray(p[channel] > threshold, np.uint8)
     if len(p) == 2:
-        return (p[1] > threshold).astype(np.uint8)
-    return p.argmax(0).astype(np.uint8)
+        return np.asarray(p[1] > threshold, np.uint8)
+    return np.asarray(p.argmax(0), np.uint8)
 
 
 @lru_cache(maxsize=2)

@@ -246,8 +246,8 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
                     path, axes=labels.grid_axes, shape=labels.shape, n_channels=None, dtype="uint32", chunk=chunk,
                     shard=shard, voxel_size=labels.voxel_size,
                 )  # fmt: skip
-            arrays.append(open_volume(path, axes=labels.grid_axes) if store.exists() else None)
-        jobs.append(Labelling(labels, *arrays, BlockGrid(labels.box, shard), made.linked))  # type: ignore[arg-type]
+            arrays.append(open_volume(path, axes=labels.grid_axes))
+        jobs.append(Labelling(labels, arrays[0], arrays[1], BlockGrid(labels.box, shard), made.linked))
     work.ledger.set_value("components", True)
     label_volumes(
         work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch, prefix="components-"

@@ -59,12 +59,12 @@ def _flat(array: npt.NDArray[Any], dims: int) -> npt.NDArray[Any]:
         return array
     if array.dtype.kind == "u":
         numbers = np.arange(1, len(array) + 1).reshape(-1, *(1,) * dims)
-        return (array * numbers).max(0)
-    return array.max(0)
+        return np.asarray((array * numbers).max(0))
+    return np.asarray(array.max(0))
 
 
 def _middle(array: npt.NDArray[Any], dims: int) -> npt.NDArray[Any]:
-    return array if dims == 2 else array[array.shape[0] // 2]
+    return array if dims == 2 else np.asarray(array[array.shape[0] // 2])
 
 
 def _centre(panel: npt.NDArray[Any], height: int) -> npt.NDArray[Any]:

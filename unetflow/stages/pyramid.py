@@ -74,6 +74,13 @@ def build_pyramids(work: Work, images: Sequence[Levels], *, is_labels: bool, nam
         work.run_pass(f"{name}-{level}", task, pieces)
 
 
+def stand_alone(path: str) -> None:
+    """Take the source image out of the metadata of a label image that lies beside none."""
+    from unetflow.storage.ngff import get_attributes, set_attributes
+
+    set_attributes(path, {"ome": {**get_attributes(path)["ome"], "image-label": {}}})
+
+
 def _slabs(box: Box, chunk: Shape) -> Iterator[Box]:
     """Cut a box along its first long axis into pieces as thick as a chunk."""
     axis = next((a for a, (n, c) in enumerate(zip(box.shape, chunk, strict=True)) if n > c), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +70,7 @@ class SampleBlock:
     interpolation_order: int
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         numbers = range(block.inner.start[0], block.inner.stop[0])
         places = np.load(self.places, mmap_mode="r")
         patches, n_scaled = [], 0
@@ -174,8 +174,8 @@ class SampleBlock:
             return target, weight
         known_index = [i[k] for i, k in zip(index, has_label, strict=True)]
         needed = Box(tuple(int(i.min()) for i in known_index), tuple(int(i.max()) + 1 for i in known_index))
-        take: Sequence[Any] = np.ix_(*[i - a for i, a in zip(known_index, needed.start, strict=True)])
-        put = np.ix_(*has_label)
+        take: Any = np.ix_(*[i - a for i, a in zip(known_index, needed.start, strict=True)])
+        put: Any = np.ix_(*has_label)
         found, _ = truth.read(needed)
         stored = self.weights[volume].read(needed)
         stored = stored if truth.is_multilabel else stored[0]

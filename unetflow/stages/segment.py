@@ -107,8 +107,7 @@ def plan(
     model_path = _model_file(settings, model)
     network, facts = load_model(str(model_path))
     spec = network.spec
-    hints = _hints(settings, volume, facts, axes); hints.pop("default_axes", None)
-    volumes = open_images(volume, axes=axes, **hints)
+    volumes = open_images(volume, axes=axes, **_hints(settings, volume, facts))
     masks: dict[str, Any] = open_images(mask, axes=None) if mask else {}
     images = tuple(
         _plan_image(settings, spec, facts, name, found, roi, masks.get(name)) for name, found in volumes.items()
@@ -129,10 +128,10 @@ def _model_file(settings: Settings, model: str | None) -> Path:
     return path
 
 
-def _hints(settings: Settings, volume: str, facts: dict[str, Any], axes: str | None) -> dict[str, Any]:
+def _hints(settings: Settings, volume: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Return axes and voxel size for arrays without metadata: from the project file, else the model."""
     for data in settings.data:
-        if settings.resolve(data.raw) == str(Path(volume)) or data.raw == volume:
+        if settings.resolve(data.raw) in (volume, str(Path(volume))):
             return {"default_axes": data.axes, "voxel_size": data.voxel_size, "level": data.level}
     channels = "c" if facts["in_channels"] > 1 else ""
     return {"default_axes": channels + str(facts["axes"])}
@@ -305,7 +304,7 @@ def _find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int
             )  # fmt: skip
         linked = linked_axes(image.volume.grid_axes, made.spec.dims, link=settings.link)
         fragments = open_volume(str(path), axes=instances.axes)
-        jobs.append(Labelling(classes, fragments, instances, made.grids.grids[number], linked))
+        jobs.append(Labelling(classes, fragments, instances, BlockGrid(classes.box, image.shard), linked))
     return label_volumes(
         work, tuple(jobs), is_foreground, connectivity=settings.connectivity, min_size=settings.min_size, scratch=scratch
     )

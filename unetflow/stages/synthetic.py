@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from unetflow.geometry import Block, BlockGrid, Box, Shape
 from unetflow.stages.layout import choose_layout, on_grid
 
 if TYPE_CHECKING:
-    from unetflow.stages.work import Report, Work
+    from unetflow.stages.work import Conditions, Report, Work
     from unetflow.storage.volume import Volume
 
 STAGE = "synthetic"
@@ -29,7 +29,9 @@ class Tissue:
     noise: float
 
 
-def plan(shape: Sequence[int], chunk: Sequence[int] | None, shard: Sequence[int] | None) -> tuple[Shape, Shape]:
+def plan(
+    shape: Sequence[int], chunk: Sequence[int] | None, shard: Sequence[int] | None
+) -> tuple[Shape, Shape]:
     """Return chunk and shard of a volume ``([Z, ]Y, X)``.
 
     Raises
@@ -86,8 +88,7 @@ def make_tissue(
     overwrite: bool = False,
     client: Any = None,
     progress: Any = None,
-    should_stop: Callable[[], bool] | None = None,
-    deadline: float | None = None,
+    conditions: Conditions | None = None,
 ) -> Report:
     """Make a synthetic tissue volume: cells that touch, membranes, gaps, uneven light, noise.
 
@@ -109,6 +110,9 @@ def make_tissue(
     noise : float
         Standard deviation of the noise, in grey values.
 
+    client, progress, conditions : optional
+        Where blocks run and who is told; ``conditions`` holds both, and when to stop.
+
     Returns
     -------
     dict
@@ -127,7 +131,7 @@ def make_tissue(
         "labels": path_labels,
         "layout": [list(lengths) for lengths in layout],
     }
-    conditions = Conditions(client, progress, should_stop, deadline)
+    conditions = conditions or Conditions(client, progress)
     with open_work(STAGE, path_raw, fingerprint, conditions, overwrite=overwrite) as work:
         _run(work, tissue, path_raw, path_labels, layout, overwrite)
         return {"raw": str(path_raw), "labels": str(path_labels), "shape": list(shape), **work.totals()}
@@ -149,6 +153,7 @@ def _create(
     work: Work, tissue: Tissue, path_raw: str, path_labels: str, layout: tuple[Shape, Shape], overwrite: bool
 ) -> tuple[tuple[Volume, ...], tuple[Volume, ...]]:
     """Create both empty images, or open those that an earlier start created."""
+    from unetflow.stages.pyramid import stand_alone
     from unetflow.storage.ngff import create_image
     from unetflow.storage.volume import open_volume
 
@@ -177,6 +182,7 @@ def _create(
 
     # The raw image's folder holds the ledger, so what else lies there is ours; the labels may not be.
     labels = create(path_labels, "uint32", True, overwrite or bool(work.ledger.value("began")))
+    stand_alone(path_labels)
     work.ledger.set_value("began", True)
     raw = create(path_raw, "uint8", False, True)
     work.ledger.set_value("levels", len(raw))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from unetflow.stages.network import model_spec
 from unetflow.stages.work import Conditions, digest_of, open_work, versions
 
 if TYPE_CHECKING:
-    from unetflow.nn.session import Recipe
+    from unetflow.nn.recipe import Recipe
     from unetflow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def train_rank(
 def _recipe(made: Plan) -> Recipe:
     """Return the numbers of the training, as the loop takes them."""
     from unetflow.nn.augment import Augmentation
-    from unetflow.nn.session import Recipe
+    from unetflow.nn.recipe import Recipe
 
     train = made.settings.train
     same = (
@@ -277,7 +277,7 @@ class PatchNormaliser:
             np.array([v["offset"] for v in volumes], np.float32), np.array([v["scale"] for v in volumes], np.float32)
         )
 
-    def __call__(self, image: npt.NDArray[Any], numbers: Sequence[int]) -> npt.NDArray[np.float32]:
+    def __call__(self, image: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return patches ``(B, C, *S)`` as float32."""
-        index = (np.asarray(numbers), ..., *(np.newaxis,) * (image.ndim - 2))
-        return (image.astype(np.float32) - self.offset[index]) / self.scale[index]
+        index: Any = (numbers, ..., *(np.newaxis,) * (image.ndim - 2))
+        return np.asarray((image.astype(np.float32) - self.offset[index]) / self.scale[index], np.float32)

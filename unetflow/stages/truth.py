@@ -95,6 +95,7 @@ class TruthForeground:
     truths: tuple[Truth, ...]
 
     def __call__(self, volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
+        """Read one box."""
         truth = next(t for t in self.truths if t.item.labels == volume)
         target, _ = truth.read(box)
         return np.asarray(target.any(0) if truth.is_multilabel else target > 0)

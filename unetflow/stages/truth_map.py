@@ -50,6 +50,7 @@ class ClassForeground:
     foreground: int
 
     def __call__(self, volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
+        """Read one box."""
         values = volume.read(box)[0]
         meaning = self.maps[volume]
         return np.asarray((values if meaning is None else meaning.classes(values)) == self.foreground)

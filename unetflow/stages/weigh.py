@@ -33,6 +33,7 @@ class WeighBlock:
     border_where: str
 
     def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
         from unetflow.numerics.weights import multilabel_weight_map, weight_map
 
         index, here = self.pieces.locate(block.number)
@@ -52,8 +53,8 @@ class WeighBlock:
             border_where=self.border_where,  # type: ignore[arg-type]
             ignored=~is_valid,
         )
-        inner = here.inner.relative_to(outer).slices
-        self.weights[index].write(here.inner, weight[(..., *inner)])
+        inner: Any = (..., *here.inner.relative_to(outer).slices)
+        self.weights[index].write(here.inner, weight[inner])
         return {}
 
 

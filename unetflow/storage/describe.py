@@ -38,7 +38,19 @@ class Source:
     level: int
 
 
-def find_source(path: str, axes: str | None, level: int) -> Source:
+@dataclass(frozen=True)
+class AxesWish:
+    """What a caller says of the axes: ``given`` wins over metadata, ``default`` stands in for them."""
+
+    given: str | None = None
+    default: str | None = None
+
+    def default_for(self, ndim: int) -> str | None:
+        """Return the default where it names as many axes as the array has."""
+        return self.default if self.default is not None and len(self.default) == ndim else None
+
+
+def find_source(path: str, axes: AxesWish, level: int) -> Source:
     """Return the one array that a normalised path stands for."""
     node = stores.read_node(path)
     if node.kind == "array" or multiscales.is_image(node):
@@ -53,7 +65,7 @@ def find_source(path: str, axes: str | None, level: int) -> Source:
     raise InputError(_no_image(path))
 
 
-def find_sources(path: str, axes: str | None, level: int) -> dict[str, Source]:
+def find_sources(path: str, axes: AxesWish, level: int) -> dict[str, Source]:
     """Return the arrays of a collection by name; "" is the name of a single image."""
     node = stores.read_node(path)
     if node.kind == "array" or multiscales.is_image(node):
@@ -67,11 +79,11 @@ def find_sources(path: str, axes: str | None, level: int) -> dict[str, Source]:
     return {_name(image): _source(image, axes, level) for image in images}
 
 
-def _source(node: Node, axes: str | None, level: int) -> Source:
+def _source(node: Node, axes: AxesWish, level: int) -> Source:
     return _from_array(node, axes, level) if node.kind == "array" else _from_image(node, axes, level)
 
 
-def _from_image(node: Node, axes: str | None, level: int) -> Source:
+def _from_image(node: Node, axes: AxesWish, level: int) -> Source:
     image = multiscales.parse_image(node)
     if not 0 <= level < len(image.levels):
         raise InputError(
@@ -84,7 +96,7 @@ def _from_image(node: Node, axes: str | None, level: int) -> Source:
     return _level(child, node.path, image, axes, level)
 
 
-def _from_array(node: Node, axes: str | None, level: int) -> Source:
+def _from_array(node: Node, axes: AxesWish, level: int) -> Source:
     """Describe an array; as a level of an image where it is one."""
     if level:
         raise InputError(f"level {level} needs an OME image, got the array '{node.path}'; name the image")
@@ -96,24 +108,26 @@ def _from_array(node: Node, axes: str | None, level: int) -> Source:
             if name in names:
                 return _level(node, group, image, axes, names.index(name))
     array = array_of(node, stores.open_store(node.path))
-    axes = _check_axes(node, array, axes or _named_axes(node) or _default_axes(node, array))
-    scale, translation, unit = _place(node, axes)
-    return Source(node.path, _check_array(node, array), axes, scale, translation, unit, node.path, 0)
+    letters = axes.given or _named_axes(node) or axes.default_for(array.ndim) or _default_axes(node, array)
+    letters = _check_axes(node, array, letters)
+    scale, translation, unit = _place(node, letters)
+    return Source(node.path, _check_array(node, array), letters, scale, translation, unit, node.path, 0)
 
 
-def _level(node: Node, group: str, image: Image, axes: str | None, level: int) -> Source:
+def _level(node: Node, group: str, image: Image, axes: AxesWish, level: int) -> Source:
     array = array_of(node, stores.open_store(node.path))
     found = image.axes or _named_axes(node) or (AXES if array.ndim == 5 else None)
-    axes = _check_axes(node, array, axes or found or _default_axes(node, array))
+    letters = axes.given or found or axes.default_for(array.ndim) or _default_axes(node, array)
+    letters = _check_axes(node, array, letters)
     scale, translation = image.levels[level].scale, image.levels[level].translation
     if not scale:
-        scale, translation = (1.0,) * len(axes), (0.0,) * len(axes)
-    if len(scale) != len(axes):
+        scale, translation = (1.0,) * len(letters), (0.0,) * len(letters)
+    if len(scale) != len(letters):
         raise InputError(
             f"an OME image needs as many axes as its arrays, got {len(scale)} for '{node.path}' "
-            f"with {len(axes)}; its metadata are damaged"
+            f"with {len(letters)}; its metadata are damaged"
         )
-    return Source(node.path, _check_array(node, array), axes, scale, translation, image.unit, group, level)
+    return Source(node.path, _check_array(node, array), letters, scale, translation, image.unit, group, level)
 
 
 def place_attributes(

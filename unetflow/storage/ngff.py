@@ -37,9 +37,7 @@ class PyramidLevel(NamedTuple):
     factors: tuple[int, ...]
 
 
-def level_shapes(
-    shape: Sequence[int], voxel_size: Sequence[float], spatial: str
-) -> list[PyramidLevel]:
+def level_shapes(shape: Sequence[int], voxel_size: Sequence[float], spatial: str) -> list[PyramidLevel]:
     """Plan a pyramid that brings anisotropic voxels towards cubes.
 
     Each level halves the spatial axes of at least 128 voxels whose voxel size is below twice

@@ -170,9 +170,7 @@ def open_patches(path: str | os.PathLike[str], split: str) -> PatchStore:
     """
     path = stores.normalise(path)
     try:
-        image, target = (
-            arrays.open_array(stores.join(path, "patches", split, name)) for name in NAMES[:2]
-        )
+        image, target = (arrays.open_array(stores.join(path, "patches", split, name)) for name in NAMES[:2])
     except InputError as cause:
         raise InputError(
             f"training needs the patches '{split}' of a dataset, got '{path}' ({cause}); "

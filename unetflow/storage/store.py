@@ -88,6 +88,7 @@ class CheckedLocalStore(LocalStore):
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        """Return the content of a file, or None where there is none."""
         value = await super().get(key, prototype, byte_range)
         _look_at(value, self.check if byte_range is None else None)
         return value
@@ -101,6 +102,7 @@ class CheckedRemoteStore(FsspecStore):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        """Return the content of a file, or None where there is none."""
         value = await super().get(key, prototype, byte_range)
         _look_at(value, self.check if byte_range is None else None)
         return value

@@ -20,6 +20,7 @@ from unetflow.storage.describe import (
     GRID_AXES,
     SPATIAL_AXES,
     Source,
+    AxesWish,
     find_source,
     find_sources,
     place_attributes,
@@ -36,6 +37,7 @@ def open_volume(
     path: str | os.PathLike[str],
     *,
     axes: str | None = None,
+    default_axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
     level: int = 0,
 ) -> Volume:
@@ -47,6 +49,8 @@ def open_volume(
         An array, an image, or a group that holds one image.
     axes : str, optional
         Stored axes, letters of ``tczyx``. Absent: the metadata's, else ``yx`` or ``zyx``.
+    default_axes : str, optional
+        Stored axes for an array without metadata, where it has as many axes.
     voxel_size : sequence of float, optional
         Per spatial axis (z, y, x), instead of the metadata's.
     level : int
@@ -57,18 +61,19 @@ def open_volume(
     InputError
         If there is no image, or one that cannot be used; the message says what to do.
     """
-    return _volume_of(find_source(stores.normalise(path), axes, level), voxel_size)
+    return _volume_of(find_source(stores.normalise(path), AxesWish(axes, default_axes), level), voxel_size)
 
 
 def open_images(
     path: str | os.PathLike[str],
     *,
     axes: str | None = None,
+    default_axes: str | None = None,
     voxel_size: Sequence[float] | None = None,
     level: int = 0,
 ) -> dict[str, Volume]:
     """Open the images of a collection by name, sorted; a single image has the name ""."""
-    found = find_sources(stores.normalise(path), axes, level)
+    found = find_sources(stores.normalise(path), AxesWish(axes, default_axes), level)
     return {name: _volume_of(source, voxel_size) for name, source in found.items()}
 
 

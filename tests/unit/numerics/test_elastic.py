@@ -66,11 +66,11 @@ def test_a_field_is_a_function_of_its_seed(shape: tuple[int, ...], seed: int) ->
 
 def test_the_drawn_vectors_stand_at_the_corners_with_the_given_deviation() -> None:
     corners = []
-    for seed in range(300):
-        field = displacement(seed, (300, 200), sigma=(10.0, 2.0))
-        np.testing.assert_allclose(field.values(Box((0, 199), (1, 200)))[:, 0, 0], field.vectors[:, 0, -1])
+    for seed in range(150):
+        field = displacement(seed, (90, 60), sigma=(10.0, 2.0))
+        np.testing.assert_allclose(field.values(Box((0, 59), (1, 60)))[:, 0, 0], field.vectors[:, 0, -1])
         corners.append(field.vectors[:, 0, 0] / field.factor)
-    np.testing.assert_allclose(np.std(corners, axis=0), (10.0, 2.0), rtol=0.15)
+    np.testing.assert_allclose(np.std(corners, axis=0), (10.0, 2.0), rtol=0.2)
 
 
 @given(SHAPES, st.integers(0, 2**32 - 1), st.data())
@@ -80,7 +80,7 @@ def test_a_part_of_the_patch_has_the_displacements_of_the_whole(
     field = displacement(seed, shape, sigma=(3.0,) * len(shape))
     start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
     box = Box(start, shape)
-    np.testing.assert_allclose(field.values(box), field.values()[(slice(None), *box.slices)], atol=1e-12)
+    np.testing.assert_array_equal(field.values(box), field.values()[(slice(None), *box.slices)])
 
 
 def test_an_axis_without_deviation_is_not_displaced() -> None:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -36,6 +36,7 @@ def arrays(dtype: str) -> st.SearchStrategy[np.ndarray]:
 
 @pytest.mark.parametrize("dtype", EXACT + BINNED)
 def test_the_sum_of_histograms_does_not_depend_on_the_cut(dtype: str) -> None:
+    @settings(max_examples=15)
     @given(arrays(dtype), st.data())
     def check(array: np.ndarray, data: st.DataObject) -> None:
         cut = data.draw(st.integers(0, len(array)))

@@ -64,14 +64,16 @@ def test_matches_are_a_best_assignment_of_objects(case: tuple[np.ndarray, np.nda
     seg, truth = case
     found = object_matches(contingency(seg, truth))
     segs, truths = (np.unique(a[a > 0]) for a in case)
-    iou = np.array([[((seg == a) & (truth == b)).sum() / ((seg == a) | (truth == b)).sum() for b in truths] for a in segs])
-    iou = iou.reshape(len(segs), len(truths))
+    iou, covers = np.zeros((2, len(segs), len(truths)))
+    for i, j in np.ndindex(iou.shape):
+        a, b = seg == segs[i], truth == truths[j]
+        iou[i, j] = (a & b).sum() / (a | b).sum()
+        covers[i, j] = 2 * (a & b).sum() > b.sum()
     assert (found.n_segmented, found.n_truth) == iou.shape
     for percent, n in zip(THRESHOLDS, found.n_matched, strict=True):
         is_match = iou >= percent / 100
         assert n == is_match[linear_sum_assignment(~is_match)].sum()
-    covers = np.array([[((seg == a) & (truth == b)).sum() * 2 > (truth == b).sum() for b in truths] for a in segs])
-    assert found.seg_sum == pytest.approx(float((iou * covers.reshape(iou.shape)).sum()))
+    assert found.seg_sum == pytest.approx(float((iou * covers).sum()))
 
 
 def test_two_halves_of_an_object_are_one_match_at_one_half() -> None:

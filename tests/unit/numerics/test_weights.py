@@ -51,9 +51,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     return Scene(ids, sizes, planar, 10.0, sigma, tolerance)
 
 
-def brute_distances(
-    ids: np.ndarray, sizes: Sequence[float], planar: Sequence[bool]
-) -> tuple[np.ndarray, np.ndarray]:
+def brute_distances(ids: np.ndarray, sizes: Sequence[float], planar: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     """One Euclidean distance transform for each object (and plane)."""
     if any(planar):
         axis = list(planar).index(True)

@@ -12,7 +12,12 @@ from unetflow.runtime.ranks import run_ranks
 
 
 def count_up(
-    rank: int, world: int, emit: Callable[[dict[str, Any]], None], should_stop: Callable[[], bool], *, steps: int
+    rank: int,
+    world: int,
+    emit: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+    *,
+    steps: int,
 ) -> int:
     for step in range(steps):
         if should_stop():

@@ -26,10 +26,14 @@ def test_the_first_signal_raises_the_flag_and_nothing_else(number: signal.Signal
 
 
 def test_a_second_interrupt_stops_at_once_and_can_be_come_back_from() -> None:
-    with pytest.raises(Interrupted, match="second signal"), stop_on_signals():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        signal.pause()
+    def press_twice() -> None:
+        with stop_on_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+
+    with pytest.raises(Interrupted, match="second signal"):
+        press_twice()
 
 
 def test_a_second_termination_changes_nothing() -> None:
