@@ -109,7 +109,7 @@ def convert(
         return run(
             source, target, axes=axes, voxel_size=numbers(voxel_size, float), chunk=numbers(chunk, int),
             shard=numbers(shard, int), as_labels=as_labels, collection=collection, overwrite=overwrite,
-            plan_only=plan, **vars(conditions),
+            plan_only=plan, conditions=conditions,
         )  # fmt: skip
 
     show(run_stage(common, work, needs_cluster=not plan), common, f"wrote {target}" if not plan else None)

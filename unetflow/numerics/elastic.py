@@ -123,10 +123,11 @@ def source_box(field: Field, box: Box | None = None, *, order: int = 1) -> Box:
     every side; the reader mirrors what lies outside the volume.
     """
     at = field.coordinates(box).reshape(len(field.shape), -1)
-    margin = _MARGIN[order]
+    # An axis that is not displaced is read at whole voxels, which need no context.
+    margins = [_MARGIN[order] if along.any() else 0 for along in field.vectors]
     return Box(
-        tuple(int(np.floor(low)) - margin for low in at.min(axis=1)),
-        tuple(int(np.ceil(high)) + margin + 1 for high in at.max(axis=1)),
+        tuple(int(np.floor(low)) - margin for low, margin in zip(at.min(axis=1), margins, strict=True)),
+        tuple(int(np.ceil(high)) + margin + 1 for high, margin in zip(at.max(axis=1), margins, strict=True)),
     )
 
 

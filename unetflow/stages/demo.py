@@ -93,7 +93,7 @@ def demo(
     raw, labels = place / "raw.zarr", place / "labels.zarr"
     log.info("1 of 5: a volume of %s voxels that looks like tissue", " x ".join(map(str, SHAPE)))
     make_tissue(
-        str(raw), str(labels), SHAPE, seed=seed, voxel_size=VOXEL_SIZE, overwrite=overwrite, **vars(conditions)
+        str(raw), str(labels), SHAPE, seed=seed, voxel_size=VOXEL_SIZE, overwrite=overwrite, conditions=conditions
     )
     project = place / "unetflow.toml"
     if overwrite or not project.exists():

@@ -87,6 +87,8 @@ def test_an_axis_without_deviation_is_not_displaced() -> None:
     field = displacement(3, (5, 30, 30), sigma=(0.0, 4.0, 4.0))
     assert not field.values()[0].any()
     assert field.values()[1:].any()
+    box = source_box(field, Box((2, 0, 0), (3, 30, 30)), order=3)
+    assert (box.start[0], box.stop[0]) == (2, 3)
 
 
 @pytest.mark.parametrize("order", [0, 1, 3])
