@@ -19,7 +19,7 @@ app = typer.Typer(
 
 _PLACE = "Where"
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Project file [default: ./unetflow.toml].")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; wins over the file. Repeatable.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value wins over the file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="Folder of the run [default: run].")]
 ClusterOption = Annotated[
     str | None,
@@ -38,7 +38,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as on
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More on what happens, tracebacks too.")]
 AxesOption = Annotated[str | None, typer.Option("--axes", help="Axes of the arrays, letters of tczyx.")]
-VoxelOption = Annotated[str | None, typer.Option("--voxel-size", help="Per spatial axis in micrometres: 0.05,0.004,0.004.")]
+VoxelOption = Annotated[
+    str | None, typer.Option("--voxel-size", help="Micrometres per spatial axis: 0.05,0.004,0.004.")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -51,7 +53,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Take options that stand before a command."""
 
@@ -182,7 +186,7 @@ def train(
 @app.command()
 def segment(
     volume: Annotated[str, typer.Argument(help="Zarr array, OME-Zarr image or group of images; path or URL.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model file or run folder [default: the run's].")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model or run folder [default: RUN].")] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Result [default: NAME.unetflow.zarr].")] = None,
     outputs: Annotated[str | None, typer.Option("--outputs", help="Of probabilities,classes,instances.")] = None,
     roi: Annotated[str | None, typer.Option("--roi", help="z0:z1,y0:y1,x0:x1 in voxels.")] = None,
@@ -229,7 +233,7 @@ def evaluate(
     segmentation: Annotated[str, typer.Argument(help="Output of segment, or an integer array.")],
     truth: Annotated[str, typer.Argument(help="Integer array, label image, or collection.")],
     sections: Annotated[bool, typer.Option("--sections", help="Score each plane or image on its own.")] = False,
-    foreground: Annotated[int | None, typer.Option("--foreground", help="Objects are components of this class.")] = None,
+    foreground: Annotated[int | None, typer.Option("--foreground", help="Class whose components are objects.")] = None,
     class_map: Annotated[str | None, typer.Option("--class-map", help="Truth value=class: 0=0,255=1.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,

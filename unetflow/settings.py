@@ -84,7 +84,7 @@ class Prepare(Record):
         None, description="share of patches centred on foreground; absent: centres are uniform"
     )
     elastic_grid: int = Field(3, ge=2, description="points of the coarse displacement grid per axis")
-    elastic_sigma: float = Field(10.0, ge=0, description="deviation of its vectors, in voxels of the finest axis; 0: none")
+    elastic_sigma: float = Field(10.0, ge=0, description="their deviation, in voxels of the finest axis; 0: none")
     interpolation_order: Literal[0, 1, 3] = Field(3, description="of the image: 3 cubic, 1 linear, 0 nearest")
     validation_fraction: Fraction = Field(0.1, description="share of images, planes or depth held out; 0: none")
     normalise: Literal["percentile", "zscore", "none"] = Field(
@@ -105,13 +105,13 @@ class Model(Record):
     depth: int = Field(4, ge=1, le=8, description="number of poolings")
     base_channels: Positive = Field(64, description="feature channels of the first level; they double with depth")
     padding: Literal["valid", "same"] = Field("valid", description="unpadded, or zero-padded convolutions")
-    upsample: Literal["transpose", "resize"] = Field("transpose", description="up-convolution, or nearest and convolution")
+    upsample: Literal["transpose", "resize"] = Field("transpose", description="transposed, or nearest and convolution")
     skip: Literal["concat", "sum"] = Field("concat", description="join skips by concatenation, or sum as an FCN")
     norm: Literal["none", "batch", "layer"] = Field("none", description="normalisation after each convolution")
     dropout: float = Field(0.5, ge=0, lt=1, description="at the end of the contracting path")
     head: Literal["softmax", "sigmoid"] = Field("softmax", description="multilabel needs sigmoid")
-    pool: tuple[Lengths, ...] | None = Field(None, description="pooling window per level and axis; absent: 2 everywhere")
-    kernel: int | Lengths | tuple[Lengths, ...] | None = Field(None, description="odd kernel lengths; absent: 3 everywhere")
+    pool: tuple[Lengths, ...] | None = Field(None, description="window per level and axis; absent: 2 everywhere")
+    kernel: int | Lengths | tuple[Lengths, ...] | None = Field(None, description="odd lengths; absent: 3 everywhere")
 
 
 class Train(Record):
@@ -124,8 +124,10 @@ class Train(Record):
     learning_rate: float | None = Field(None, gt=0, description="absent: 0.001; 0.0001 for the keras preset")
     momentum: float = Field(0.99, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.0, ge=0, description="of the optimiser")
-    schedule: Literal["constant", "cosine", "poly"] = Field("constant", description="of the learning rate, over all steps")
-    loss: Literal["cross_entropy", "cross_entropy+dice"] = Field("cross_entropy", description="weighted by the weight map")
+    schedule: Literal["constant", "cosine", "poly"] = Field("constant", description="of the rate, over all steps")
+    loss: Literal["cross_entropy", "cross_entropy+dice"] = Field(
+        "cross_entropy", description="weighted by the weight map"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
     checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints")
     validate_every: Positive | None = Field(None, description="steps between two validations; absent: an epoch")
@@ -150,7 +152,7 @@ class Segment(Record):
     threshold: Fraction = Field(0.5, description="of the foreground probability, for two classes")
     min_size: int = Field(0, ge=0, description="objects with fewer voxels are dropped")
     instances: Literal["components"] = Field("components", description="how objects are told apart")
-    connectivity: Literal["face", "full"] = Field("face", description="neighbours of one object share a face, or a corner")
+    connectivity: Literal["face", "full"] = Field("face", description="objects hang together by faces, or corners too")
     link: bool = Field(False, description="with dims = 2: join objects over planes and times")
     tta: bool = Field(False, description="average over flips and turns: 8 times the work in 2-D, 16 in 3-D")
     chunk: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")

@@ -50,3 +50,19 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with open_client("local", workers=2, log_folder=tmp_path_factory.mktemp("logs")) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny project that is prepared and trained."""
+    import project
+
+    from unetflow.stages.prepare import prepare
+    from unetflow.stages.train import train
+
+    folder = tmp_path_factory.mktemp("project")
+    project.make_volume(folder)
+    settings = project.settings_in(folder)
+    prepare(settings)
+    train(settings)
+    return folder

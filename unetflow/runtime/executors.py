@@ -215,9 +215,9 @@ def pack(value: Any) -> bytes:
     Dask would pickle it too, but a worker that cannot load a message closes instead of telling
     (distributed 2026.7.1): so it travels as bytes and is loaded by :func:`unpack` in the task.
     """
-    import cloudpickle
+    from distributed.protocol.pickle import dumps
 
-    return bytes(cloudpickle.dumps(value))
+    return bytes(dumps(value))
 
 
 @lru_cache(maxsize=4)

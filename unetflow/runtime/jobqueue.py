@@ -84,7 +84,6 @@ def make_jobqueue(spec: ClusterSpec, log_folder: str | None, environ: Mapping[st
 
 def _telling(job_cls: type[Job], rejections: list[str]) -> type[Job]:
     """Keep what the queue said to a job that it refused: Dask only logs it."""
-
     from distributed.core import Status
 
     class TellingJob(job_cls):  # type: ignore[valid-type,misc]

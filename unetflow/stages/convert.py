@@ -108,7 +108,7 @@ def convert(
         layout = {"chunk": list(first.chunk), "shard": list(first.shard), "block": list(first.block)}
         return {**planned.summary(), "blocks": len(planned.pieces), **layout}
     conditions = conditions or Conditions(client, progress)
-    # The same command tries again what failed: a damaged file may have been replaced.
+    # The same command tries again what failed: the disk may have come back.
     with open_work(
         STAGE, target, planned.fingerprint, conditions, overwrite=overwrite, retry_failed=True
     ) as work:

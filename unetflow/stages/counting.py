@@ -152,8 +152,9 @@ class Census:
         """
         anywhere = self.centres.get(-1) if is_multilabel else self._best(list(self.centres.values()))
         if anywhere is None or not len(anywhere):
-            raise InputError("training needs at least one voxel that is not ignored, got none; look at roi, mask and ignore")
-        foreground = [rows for value, rows in sorted(self.centres.items()) if value > 0 or (is_multilabel and value == 0)]
+            raise InputError("training needs a voxel that is not ignored, got none; look at roi, mask and ignore")
+        lowest = 0 if is_multilabel else 1
+        foreground = [rows for value, rows in sorted(self.centres.items()) if value >= lowest]
         foreground = [rows for rows in foreground if len(rows)]
         share = foreground_fraction if foreground_fraction is not None and foreground else 0.0
         others = self.centres.get(0, anywhere) if share and not is_multilabel else anywhere

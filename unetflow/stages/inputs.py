@@ -111,7 +111,8 @@ def _open_table(settings: Settings, number: int, data: Data) -> list[Item]:
     labels = open_images(settings.resolve(data.labels), default_axes=label_axes, voxel_size=data.voxel_size)
     masks: dict[str, Any] = {}
     if data.mask is not None:
-        masks = open_images(settings.resolve(data.mask), default_axes=without_channels(data.axes), voxel_size=data.voxel_size)
+        mask_axes = without_channels(data.axes)
+        masks = open_images(settings.resolve(data.mask), default_axes=mask_axes, voxel_size=data.voxel_size)
     pairs = [("", "")] if list(raws) == list(labels) == [""] else pair_names(list(raws), list(labels))
     return [
         _make_item(number, data, raw, raws[raw], labels[label], masks.get(raw) or masks.get(label))
@@ -128,7 +129,7 @@ def _make_item(number: int, data: Data, name: str, raw: Volume, labels: Volume, 
     where = f"data {number}" + (f", image {name}" if name else "")
     kind = np.dtype(labels.dtype).kind
     if kind not in "iub":
-        raise InputError(f"{where}: labels must be integers, got {labels.dtype} in {labels.path}; convert with --as-labels")
+        raise InputError(f"{where}: labels must be integers, got {labels.dtype} in {labels.path}; make them so")
     if raw.grid_axes != labels.grid_axes:
         raise InputError(
             f"{where}: raw and labels must have the same axes, got {raw.grid_axes} and {labels.grid_axes}; give axes"

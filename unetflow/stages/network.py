@@ -51,8 +51,8 @@ def choose_patch_shape(settings: Settings, spec: UNetSpec, items: tuple[Item, ..
         n_spatial = len(items[0].raw.spatial_axes)
         if len(wish) not in (spec.dims, n_spatial) or any(n != 1 for n in wish[: -spec.dims]):
             raise InputError(
-                f"prepare.patch_shape needs a length for each of {items[0].raw.spatial_axes}, with 1 along axes that the "
-                f"network does not see, got {list(wish)}"
+                f"prepare.patch_shape needs a length for each of {items[0].raw.spatial_axes}, with 1 along axes "
+                f"that the network does not see, got {list(wish)}"
             )
         shape = spec.round_up(lengths)
         if shape != tuple(lengths):

@@ -250,8 +250,9 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
         jobs.append(Labelling(labels, arrays[0], arrays[1], BlockGrid(labels.box, shard), made.linked))
     work.ledger.set_value("components", True)
     label_volumes(
-        work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch, prefix="components-"
-    )
+        work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch,
+        prefix="components-",
+    )  # fmt: skip
     return tuple(job.target for job in jobs)
 
 
@@ -327,7 +328,8 @@ def _sample(
         store = open_patches(str(made.dataset), split)
         task = SampleBlock(
             truths, weights, made.splits, store, str(_places_file(made, split)), split, made.spec.margin,
-            made.patch_shape, made.settings.run.seed, settings.elastic_grid, settings.elastic_sigma if split == "train" else 0.0,
+            made.patch_shape, made.settings.run.seed, settings.elastic_grid,
+            settings.elastic_sigma if split == "train" else 0.0,
             settings.interpolation_order,
         )  # fmt: skip
         grid = BlockGrid(Box.of_shape((len(places),)), (store.shard_size,))

@@ -306,7 +306,12 @@ def _find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int
         fragments = open_volume(str(path), axes=instances.axes)
         jobs.append(Labelling(classes, fragments, instances, BlockGrid(classes.box, image.shard), linked))
     return label_volumes(
-        work, tuple(jobs), is_foreground, connectivity=settings.connectivity, min_size=settings.min_size, scratch=scratch
+        work,
+        tuple(jobs),
+        is_foreground,
+        connectivity=settings.connectivity,
+        min_size=settings.min_size,
+        scratch=scratch,
     )
 
 

@@ -90,7 +90,7 @@ def read_facts(run_folder: Path) -> dict[str, Any]:
 
     path = run_folder / "dataset.zarr"
     if not (path / "zarr.json").is_file():
-        raise InputError(f"train needs the patches of a finished prepare, got none at {path}; run unetflow prepare first")
+        raise InputError(f"train needs prepared patches, got none at {path}; run unetflow prepare first")
     facts = get_attributes(str(path)).get("unetflow")
     if not facts:
         raise InputError(f"train needs a finished prepare, got an unfinished one at {path}; run unetflow prepare again")
@@ -113,7 +113,7 @@ def _check_initial(path: str, spec: UNetSpec) -> None:
     if model.spec != spec:
         mine, theirs = spec.to_dict(), model.spec.to_dict()
         differing = [f"{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
-        raise InputError(f"--from needs a model of the same network, got {path} with {'; '.join(differing)}; change [model]")
+        raise InputError(f"--from needs the same network, got {path} with {'; '.join(differing)}; change [model]")
 
 
 def fingerprint(made: Plan) -> dict[str, Any]:
@@ -190,7 +190,8 @@ def _provenance(made: Plan) -> dict[str, Any]:
     )  # fmt: skip
     return {
         **{key: facts[key] for key in keep},
-        "settings": made.settings.model_dump(mode="json", include={"run": {"seed"}, "prepare": True, "model": True, "train": True}),
+        "settings": made.settings.model_dump(mode="json", include={"prepare", "model", "train"}),
+        "seed": made.settings.run.seed,
         "dataset": facts["fingerprint"],
         "versions": versions(),
     }

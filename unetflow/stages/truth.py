@@ -67,7 +67,8 @@ class Truth:
         ignored = targets.ignore_mask(labels[0], data.ignore)
         is_valid &= ~ignored[inner]
         if data.kind == "classes":
-            return targets.class_target(labels[0], data.class_map, self.n_classes or MOST_CLASSES, data.ignore), is_valid
+            n_classes = self.n_classes or MOST_CLASSES
+            return targets.class_target(labels[0], data.class_map, n_classes, data.ignore), is_valid
         ids = np.where(ignored, 0, labels[0])
         return targets.instance_target(ids, self.linked)[inner], is_valid
 

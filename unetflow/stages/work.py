@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -157,8 +159,23 @@ def open_work(
     from unetflow.storage.lock import acquire_lock
 
     place = Path(folder, ".unetflow")
-    with acquire_lock(place), open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
-        yield Work(stage, ledger, conditions, retry_failed)
+    is_new = not (place / stage).exists()
+    try:
+        with acquire_lock(place), open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
+            yield Work(stage, ledger, conditions, retry_failed)
+    except InputError:
+        if is_new:
+            _forget(place, stage)
+        raise
+
+
+def _forget(place: Path, stage: str) -> None:
+    """Leave nothing behind where a refusal came only from reading the data."""
+    shutil.rmtree(place / stage, ignore_errors=True)
+    if not any(entry.is_dir() for entry in place.iterdir()):
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the folder holds something else
+            place.parent.rmdir()
 
 
 def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
@@ -171,7 +188,7 @@ def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
     """
     path = Path(target)
     if "://" in str(target):
-        raise InputError(f"outputs are written to a local or shared folder, got {target}; copy them to the store afterwards")
+        raise InputError(f"outputs go to a local or shared folder, got {target}; copy them to the store afterwards")
     if path.exists() and not overwrite and not (path / ".unetflow" / stage).exists() and any(path.iterdir()):
         raise InputError(f"{path} must be new or an output of `unetflow {stage}`; name another, or give --overwrite")
 

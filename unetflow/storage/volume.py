@@ -19,8 +19,8 @@ from unetflow.storage.array import CorruptChunkError, invalidate
 from unetflow.storage.describe import (
     GRID_AXES,
     SPATIAL_AXES,
-    Source,
     AxesWish,
+    Source,
     find_source,
     find_sources,
     place_attributes,
