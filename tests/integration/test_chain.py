@@ -30,12 +30,11 @@ def test_weights_of_classes_do_not_depend_on_the_cut(tmp_path: Path, kind: str) 
     rng = np.random.default_rng(0)
     labels = (np.kron(rng.random((12, 14)), np.ones((8, 9))) > 0.6).astype(np.uint8)
     raw = rng.integers(0, 255, labels.shape).astype(np.uint8)
-    zarr.save_array(tmp_path / "raw.zarr", raw)
     is_multi = kind == "multilabel"
+    zarr.save_array(tmp_path / "raw.zarr", raw[None] if is_multi else raw)
     zarr.save_array(tmp_path / "labels.zarr", np.stack([labels, labels[::-1]]) if is_multi else labels)
     data = {"raw": "raw.zarr", "labels": "labels.zarr", "kind": kind}
     if is_multi:
-        zarr.save_array(tmp_path / "raw.zarr", raw[None])
         data["axes"] = "cyx"
     found = []
     for number, shard in enumerate(([200, 200], [32, 48])):
