@@ -18,7 +18,8 @@ from block_tasks import Marked
 from unetflow.errors import InputError, Interrupted
 from unetflow.geometry import BlockGrid, Box
 from unetflow.runtime.blockwise import run_pass
-from unetflow.runtime.cluster import THREAD_VARIABLES, open_client
+from unetflow.runtime.cluster import open_client
+from unetflow.runtime.environment import THREAD_VARIABLES
 from unetflow.runtime.signals import stop_on_signals
 
 HERE = Path(__file__).parent
@@ -58,7 +59,7 @@ def test_a_worker_has_one_task_thread_and_computes_with_its_share_of_the_cores()
 
 
 def _environment() -> dict[str, str | None]:
-    from unetflow.runtime.cluster import THREAD_VARIABLES
+    from unetflow.runtime.environment import THREAD_VARIABLES
 
     return {name: os.environ.get(name) for name in THREAD_VARIABLES}
 

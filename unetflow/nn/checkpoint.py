@@ -94,7 +94,7 @@ def load_model(path: str | Path) -> tuple[UNet, dict[str, Any]]:
             f"a model must be a file or a run folder with {MODEL_NAME}, got '{path}', which is not there; "
             "train one, or name another with --model"
         ) from None
-    except (DamagedFileError, KeyError, TypeError, AttributeError, RuntimeError, InputError) as cause:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as cause:
         raise InputError(
             f"a model must be a whole {MODEL_NAME} written by unetflow, got '{path}': {_short(cause)}; "
             "train again, or name another with --model"

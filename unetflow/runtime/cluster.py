@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError, Interrupted
 from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
+from unetflow.runtime.environment import (
+    THREAD_VARIABLES,
+    as_environment,
+    dask_settings,
+    is_verbose,
+    lend_environment,
+    quieten,
+    start_resource_tracker,
+)
 from unetflow.runtime.signals import stop_requested
 from unetflow.runtime.worker import LOG_FOLDER
 
@@ -21,7 +31,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 CLOSE_SECONDS = 10.0
 
 
@@ -70,7 +79,7 @@ def open_client(
     spec = read_cluster(cluster, {**(options or {}), **{k: v for k, v in given.items() if v is not None}})
     logs = None if log_folder is None else os.path.abspath(os.fspath(log_folder))
     with ExitStack() as stack:
-        _quieten(stack)
+        quieten(stack)
         client = _start(spec, stack, logs)
         _wait_for_worker(client, spec)
         if spec.kind != "local":
@@ -87,17 +96,17 @@ def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
         return _connect(spec, stack)
     threads = spec.threads or _threads_of(spec)
     environ = {name: str(threads) for name in THREAD_VARIABLES}
-    settings = _dask_settings(spec.dashboard)
+    settings = dask_settings(spec.dashboard)
     stack.enter_context(dask.config.set(settings))
     start = {"local": _start_local, "cuda": _start_cuda}.get(spec.kind)
     if start is not None:
-        _lend_environment(stack, environ)
+        lend_environment(stack, environ)
         cluster = start(spec, stack, logs)
     else:
         from unetflow.runtime.jobqueue import start_jobqueue
 
         # The workers' own processes read Dask's settings from their environment.
-        cluster = start_jobqueue(spec, stack, logs, {**environ, **_as_environment(settings)})
+        cluster = start_jobqueue(spec, stack, logs, {**environ, **as_environment(settings)})
     client = Client(cluster, set_as_default=False)
     stack.callback(client.close, timeout=CLOSE_SECONDS)
     if spec.dashboard:
@@ -111,12 +120,13 @@ def _start_local(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     n_workers = _n_local_workers(spec)
-    _start_resource_tracker()
+    start_resource_tracker()
     cluster = LocalCluster(
         n_workers=n_workers,
         **{**_on_loopback(spec, logs), "memory_limit": int(MEMORY_LIMIT / n_workers), **spec.options},
     )
     stack.callback(cluster.close, timeout=CLOSE_SECONDS)
+    stack.push(lambda kind, *_: _kill_workers(cluster) if kind else None)
     return cluster
 
 
@@ -149,6 +159,14 @@ def _start_cuda(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
     return cluster
 
 
+def _kill_workers(cluster: Any) -> None:
+    """End the workers at once: after an error nobody wants the blocks that still run."""
+    for nanny in cluster.workers.values():
+        nanny.auto_restart = False
+        with suppress(ProcessLookupError, TypeError):
+            os.kill(nanny.pid, signal.SIGKILL)
+
+
 def _on_loopback(spec: ClusterSpec, logs: str | None) -> dict[str, Any]:
     """Return what every cluster on this machine has: loopback, TLS, one task thread a worker."""
     from distributed.security import Security
@@ -160,7 +178,7 @@ def _on_loopback(spec: ClusterSpec, logs: str | None) -> dict[str, Any]:
         "threads_per_worker": 1,
         "dashboard_address": f"{LOOPBACK}:0",
         "scheduler_kwargs": {"dashboard": spec.dashboard},
-        "silence_logs": logging.WARNING if _is_verbose() else logging.CRITICAL,
+        "silence_logs": logging.WARNING if is_verbose() else logging.CRITICAL,
         "preload": ["unetflow.runtime.worker"],
         "env": {**({LOG_FOLDER: logs} if logs else {}), "NUMBA_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
     }
@@ -212,21 +230,18 @@ def _wait_for_worker(client: Client, spec: ClusterSpec) -> None:
 
 def _check_workers(client: Client) -> None:
     """Refuse workers that cannot import this version of unetflow."""
-    import unetflow
-
+    here = _worker_version()
     found = client.run(_worker_version, on_error="return")
     for address, version in found.items():
-        if version != unetflow.__version__:
+        if version != here:
             raise InputError(
-                f"workers must run unetflow {unetflow.__version__} as this process does, and {address} has "
+                f"workers must run unetflow {here} as this process does, and {address} has "
                 f"{version}; install the same environment on every host"
             )
 
 
 def _worker_version() -> str:
-    import unetflow
-
-    return unetflow.__version__
+    return str(sys.modules["unetflow"].__version__)
 
 
 def _n_local_workers(spec: ClusterSpec) -> int:
@@ -244,76 +259,3 @@ def _threads_of(spec: ClusterSpec) -> int:
     if spec.kind == "cuda":
         return max(1, int(CPU_COUNT) // (spec.worker_range or (1, 1))[1])
     return int(spec.options.get("cores", 1))
-
-
-def _dask_settings(dashboard: bool) -> dict[str, Any]:
-    """Return Dask's own settings for a cluster that is started here."""
-    import dask
-
-    routes = dask.config.get("distributed.scheduler.http.routes") if dashboard else []
-    return {
-        # A block whose worker died comes back at once: retries are counted by the driver.
-        "distributed.scheduler.allowed-failures": 0,
-        "distributed.scheduler.http.routes": routes,
-        # A paused worker never wakes when the memory is not Dask's own (distributed#5999):
-        # it goes on, and is restarted when it comes near its limit.
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.profile.enabled": False,
-    }
-
-
-def _as_environment(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Spell the workers' part of Dask's settings as environment variables."""
-    return {
-        f"DASK_{key.replace('.', '__').replace('-', '_').upper()}": str(value)
-        for key, value in settings.items()
-        if key.startswith("distributed.worker.")
-    }
-
-
-def _lend_environment(stack: ExitStack, environ: Mapping[str, str]) -> None:
-    """Set the workers' variables in this process, which starts them, until ``stack`` closes.
-
-    Dask lets a variable that is set here win over its settings, and sets those that are not.
-    """
-    import dask
-
-    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *environ, "PYTHONHASHSEED"}
-    before = {name: os.environ.get(name) for name in names}
-
-    def restore() -> None:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-    stack.callback(restore)
-    # numba refuses another number of threads in a process that has compiled: only workers get it.
-    os.environ.update({name: value for name, value in environ.items() if name != "NUMBA_NUM_THREADS"})
-
-
-def _start_resource_tracker() -> None:
-    """Start multiprocessing's helper with SIGUSR1 blocked: it ignores other signals by itself."""
-    from multiprocessing.resource_tracker import ensure_running
-
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    ensure_running()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _is_verbose() -> bool:
-    return logging.getLogger("unetflow").isEnabledFor(logging.DEBUG)
-
-
-def _quieten(stack: ExitStack) -> None:
-    """Keep Dask's loggers silent unless this package logs at debug level."""
-    import distributed  # noqa: F401  installs its handlers on import
-
-    if _is_verbose():
-        return
-    log = logging.getLogger("distributed")
-    stack.callback(setattr, log, "handlers", log.handlers)
-    stack.callback(setattr, log, "propagate", log.propagate)
-    log.handlers, log.propagate = [logging.NullHandler()], False

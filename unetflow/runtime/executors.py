@@ -1,150 +1,38 @@
 """Where runs of blocks are worked on: in this process, or on the workers of a Dask client.
 
 A *run* is a short sequence of neighbouring blocks that travels as one Dask task. Only keys go
-out and only small reports come back. What a task raises comes back as a :class:`Failure`,
-never as an exception, so that nothing depends on whether an exception can be pickled.
+out and only small reports come back.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
-import os
-import pickle
-import shutil
-import socket
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unetflow.errors import InputError, Interrupted, StageError
+from unetflow.errors import Interrupted
 from unetflow.geometry import Block
+from unetflow.runtime.outcomes import (
+    Attempt,
+    Death,
+    Failure,
+    Outcome,
+    Report,
+    Result,
+    Task,
+    describe,
+    pack,
+    unpack,
+    work_through,
+)
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-logger = logging.getLogger(__name__)
-
-Report = dict[str, Any]
-Task = Callable[[Block], Report]
-
-# A full disk or a lost permission meets every block: trying again only takes longer.
-GLOBAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
 # Tasks in flight for each worker thread: enough that none waits, few enough to forget at a stop.
 WINDOW = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a block failed: one line, the traceback, and who stopped the pass, if anything did.
-
-    ``verdict`` is "retry", "input" (the user must change something) or "stage" (no block can
-    succeed); ``worker`` is an address, or ``host:pid``.
-    """
-
-    error: str
-    traceback: str
-    worker: str
-    verdict: str = "retry"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a block that was started: a report or a failure."""
-
-    number: int
-    report: Report | None = None
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A run of blocks to be worked on.
-
-    Parameters
-    ----------
-    blocks : tuple of Block
-        One block, or a run of neighbours on the first try.
-    n_tried : int
-        Failures that count so far; only a single block collects them.
-    is_suspect : bool
-        Whether a worker died of these blocks, or of others that it held beside them.
-    avoid : str
-        Address of the worker on which they failed.
-    ready_at : float
-        Monotonic time before which they are not tried again.
-    """
-
-    blocks: tuple[Block, ...]
-    n_tried: int = 0
-    is_suspect: bool = False
-    avoid: str = ""
-    ready_at: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """The worker died, or could not even start on the attempt."""
-
-    failure: Failure
-    is_killed: bool
-
-
-Result = tuple[Attempt, "list[Outcome] | Death"]
-
-
-def work_through(task: Task, blocks: Sequence[Block], is_stopped: Callable[[], bool]) -> list[Outcome]:
-    """Do the blocks of a run one after the other; after a stop, leave out the rest."""
-    outcomes = []
-    for block in blocks:
-        if is_stopped():
-            break
-        try:
-            report = task(block)
-            if not isinstance(report, dict):
-                raise TypeError(f"a task must return a dict, got {type(report).__name__}")
-            outcomes.append(Outcome(block.number, report=report))
-        except Exception as error:
-            outcomes.append(Outcome(block.number, failure=describe(error)))
-    return outcomes
-
-
-def describe(error: BaseException) -> Failure:
-    """Put an exception into words, and judge whether another try can help."""
-    verdict, text = "retry", f"{type(error).__name__}: {error}"
-    cause: BaseException | None = error
-    while cause is not None and verdict == "retry":
-        if isinstance(cause, InputError | StageError):
-            verdict, text = ("input" if isinstance(cause, InputError) else "stage"), str(cause)
-        elif isinstance(cause, OSError) and cause.errno in GLOBAL_ERRNOS:
-            verdict, text = "stage", f"{text}{_room_left(cause)}"
-        cause = cause.__cause__
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
-    return Failure(text, "".join(lines), _whoami(), verdict)
-
-
-def _room_left(error: OSError) -> str:
-    """Name the bytes left where a write found the disk full."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
-        return ""
-    folder = os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))
-    with suppress(OSError):
-        return f" ({shutil.disk_usage(folder).free} bytes are free in {folder})"
-    return ""
-
-
-def _whoami() -> str:
-    """Name this worker by its address, or by host and process where there is none."""
-    with suppress(ImportError, ValueError):
-        from distributed import get_worker
-
-        return str(get_worker().address)
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Executor(Protocol):
@@ -207,35 +95,6 @@ class InProcess:
 
 
 _stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks must not start
-
-
-def pack(value: Any) -> bytes:
-    """Pickle what workers run.
-
-    Dask would pickle it too, but a worker that cannot load a message closes instead of telling
-    (distributed 2026.7.1): so it travels as bytes and is loaded by :func:`unpack` in the task.
-    """
-    from distributed.protocol.pickle import dumps
-
-    return bytes(dumps(value))
-
-
-@lru_cache(maxsize=4)
-def unpack(data: bytes) -> Any:
-    """Load what :func:`pack` made, once per worker.
-
-    Raises
-    ------
-    StageError
-        When the code is not there.
-    """
-    try:
-        return pickle.loads(data)
-    except Exception as error:
-        raise StageError(
-            f"a worker cannot load its task ({type(error).__name__}: {error}); "
-            "install the same environment on every host"
-        ) from error
 
 
 def _work_on_worker(task: bytes, blocks: Sequence[Block], token: str) -> list[Outcome]:

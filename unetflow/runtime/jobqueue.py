@@ -25,8 +25,8 @@ CLASSES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "s
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub", "sge": "qsub"}
 # A newline starts a directive of its own, the others run a command.
 FORBIDDEN = re.compile(r"[\n\r\0`]|\$\(")
-# The path of a job's own scratch folder is often a variable: these survive the quotes.
-QUOTED = ("local_directory", "python", "log_directory", "shared_temp_directory", "name", "job_name")
+# Pasted as words of a command line: a blank would cut them in two.
+ONE_WORD = ("local_directory", "python", "log_directory", "shared_temp_directory", "name", "job_name")
 
 
 def start_jobqueue(
@@ -137,7 +137,7 @@ def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str,
         from distributed.security import Security
 
         result["security"] = Security.temporary()
-    return {key: _quoted(key, value) for key, value in result.items()}
+    return {key: _one_word(key, value) for key, value in result.items()}
 
 
 def _cores_of(kind: str, cores: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,8 +167,8 @@ def _refuse_unsafe(key: str, value: Any) -> None:
         )
 
 
-def _quoted(key: str, value: Any) -> Any:
+def _one_word(key: str, value: Any) -> Any:
     """Refuse a blank where a blank would break the script."""
-    if key in QUOTED and isinstance(value, str) and re.search(r"\s", value):
+    if key in ONE_WORD and isinstance(value, str) and re.search(r"\s", value):
         raise InputError(f"options.{key} is pasted into a job script and may hold no blank, got {value!r}")
     return value

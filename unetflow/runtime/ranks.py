@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import Interrupted, StageError
-from unetflow.runtime.executors import pack, unpack
+from unetflow.runtime.outcomes import pack, unpack
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from unetflow.errors import BlockError, InputError, Interrupted, StageError
 from unetflow.geometry import Block, BlockGrid, Box
-from unetflow.runtime import blockwise
+from unetflow.runtime import books
 from unetflow.runtime.blockwise import run_pass
 from unetflow.runtime.progress import Silent
 from unetflow.runtime.signals import StopFlag
@@ -22,7 +22,7 @@ from unetflow.runtime.signals import StopFlag
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockwise, "FIRST_DELAY", 0.0)
+    monkeypatch.setattr(books, "FIRST_DELAY", 0.0)
 
 
 def grid(n_blocks: int) -> BlockGrid:
@@ -161,7 +161,7 @@ def test_many_failures_stop_the_pass_and_few_do_not() -> None:
     bad: dict[int, Any] = {}
     with pytest.raises(StageError, match="at most 50% of the blocks may fail"):
         run_pass(raising(ValueError()), grid(99), record=lambda *_: None, quarantine=bad.__setitem__, name="p")
-    assert len(bad) == blockwise.MIN_FAILED + 1
+    assert len(bad) == books.MIN_FAILED + 1
     few: dict[int, Any] = {}
     run_pass(raising(ValueError()), grid(9), record=lambda *_: None, quarantine=few.__setitem__, name="p")
     assert len(few) == 9
