@@ -139,7 +139,7 @@ class UNetSpec:
 
     def channels(self, level: int) -> int:
         """Return the number of feature channels of a level."""
-        return self.base_channels * 2**level
+        return self.base_channels << level
 
     def stride(self, level: int) -> Shape:
         """Return the product of the poolings above ``level``, per axis."""
@@ -302,7 +302,19 @@ def _kernels(
     return tuple(tuple(int(n) for n in k) for k in kernel)  # type: ignore[union-attr]
 
 
+_CHOICES = {
+    "padding": ("valid", "same"),
+    "upsample": ("transpose", "resize"),
+    "skip": ("concat", "sum"),
+    "norm": ("none", "batch", "layer"),
+    "head": ("softmax", "sigmoid"),
+}
+
+
 def _check(spec: UNetSpec) -> None:
+    for name, known in _CHOICES.items():
+        if getattr(spec, name) not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}, got '{getattr(spec, name)}'")
     if spec.dims not in (2, 3):
         raise InputError(f"dims must be 2 or 3, got {spec.dims}")
     for name in ("in_channels", "out_channels", "base_channels", "depth"):

@@ -141,10 +141,11 @@ def prepare(
 
     def work(conditions: Any) -> dict[str, Any]:
         from unetflow.stages import prepare as stage
+        from unetflow.stages import prepare_plan
 
         settings = common.settings(raw, labels)
         if plan:
-            return stage.plan(settings).summary()
+            return prepare_plan.plan(settings).summary()
         return stage.prepare(settings, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed)
 
     show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow train")
@@ -212,6 +213,7 @@ def segment(
     def work(conditions: Any) -> dict[str, Any]:
         from unetflow.settings import with_values
         from unetflow.stages import segment as stage
+        from unetflow.stages import segment_plan
 
         settings = common.settings()
         if outputs:
@@ -220,7 +222,7 @@ def segment(
             settings = with_values(settings, {"segment": {"tta": True}})
         chosen = {"model": model, "out": out, "roi": roi, "mask": mask, "axes": axes}
         if plan:
-            return stage.plan(settings, volume, **chosen).summary()
+            return segment_plan.plan(settings, volume, **chosen).summary()
         return stage.segment(
             settings, volume, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
         )

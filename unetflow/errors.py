@@ -16,6 +16,11 @@ class BlockError(StageError):
 
     def __init__(self, stage: str, pass_name: str, number: int, cause: str) -> None:
         super().__init__(f"{stage}, pass {pass_name}, block {number}: {cause}")
+        self.place = (stage, pass_name, number, cause)
+
+    def __reduce__(self) -> tuple[type[BlockError], tuple[str, str, int, str]]:
+        """Let the error travel between processes with all that it says."""
+        return type(self), self.place
 
 
 class Interrupted(RuntimeError):

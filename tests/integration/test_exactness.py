@@ -30,7 +30,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "2-D layer norm": {"dims": 2, "depth": 1, "norm": "layer"},
     "3-D": {"dims": 3, "depth": 1},
     "3-D padded, anisotropic": {
-        "dims": 3, "depth": 2, "padding": "same", "pool": [[1, 2, 2], [2, 2, 2]], "kernel": [[1, 3, 3], 3 * [3], 3 * [3]],
+        "dims": 3, "depth": 2, "padding": "same", "pool": [[1, 2, 2], [2, 2, 2]],
+        "kernel": [[1, 3, 3], 3 * [3], 3 * [3]],
     },
 }  # fmt: skip
 

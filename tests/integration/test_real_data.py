@@ -114,9 +114,8 @@ def test_epfl_classes_that_overlap(data_folder: Path, tmp_path: Path) -> None:
     kinds = sorted(p.name for p in epfl.iterdir() if p.is_dir() and p.name != "slices")
     files = sorted((epfl / "slices").iterdir())[:1]
     raw = np.stack([np.asarray(Image.open(f))[..., 0] for f in files])
-    masks = np.stack(
-        [np.stack([np.asarray(Image.open(sorted((epfl / k).iterdir())[0])).reshape(768, 1024, -1)[..., 0]]) for k in kinds]
-    )
+    pictures = [Image.open(sorted((epfl / kind).iterdir())[0]) for kind in kinds]
+    masks = np.stack([np.asarray(p).reshape(1, 768, 1024, -1)[..., 0] for p in pictures])
     zarr.save_array(tmp_path / "raw.zarr", raw[:, :256, :256])
     zarr.save_array(tmp_path / "labels.zarr", (masks[:, :, :256, :256] > 127).astype(np.uint8))
     data = {"kind": "multilabel", "axes": "czyx"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unetflow.stages.predict import Image
-    from unetflow.stages.segment import Plan
+    from unetflow.stages.segment_plan import Plan
     from unetflow.stages.work import Work
     from unetflow.storage.volume import Volume
 

@@ -12,120 +12,28 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unetflow.architecture import UNetSpec
-from unetflow.errors import InputError
-from unetflow.geometry import BlockGrid, Box, Shape
-from unetflow.memory import format_bytes
+from unetflow.geometry import BlockGrid, Box
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.counting import Census, CountBlock
-from unetflow.stages.inputs import Item, open_items
-from unetflow.stages.layout import choose_layout, linked_axes, on_grid
-from unetflow.stages.measure import measure_volumes, normalisation_of
-from unetflow.stages.network import choose_patch_shape, model_spec
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.facts import collect_facts
+from unetflow.stages.measure import measure_volumes
+from unetflow.stages.network import model_spec
+from unetflow.stages.prepare_plan import Plan, fingerprint, plan
+from unetflow.stages.previews import write_previews
 from unetflow.stages.sample import SampleBlock, plan_validation
-from unetflow.stages.split import Split, plan_split
 from unetflow.stages.truth import Truth, TruthForeground
-from unetflow.stages.weigh import WeighBlock, border_halo_of
-from unetflow.stages.work import Conditions, Work, digest_of, open_work, versions
+from unetflow.stages.weigh import WeighBlock
+from unetflow.stages.work import Conditions, Work, open_work
 
 if TYPE_CHECKING:
     from unetflow.settings import Settings
     from unetflow.storage.volume import Volume
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `prepare` will do, worked out from settings and shapes."""
-
-    settings: Settings
-    items: tuple[Item, ...]
-    spec: UNetSpec
-    linked: tuple[bool, ...]
-    patch_shape: Shape
-    output_shape: Shape
-    splits: tuple[Split, ...]
-    layouts: tuple[tuple[Shape, Shape], ...]
-    halo: Shape
-
-    @property
-    def dataset(self) -> Path:
-        """Where the result goes."""
-        return self.settings.run_folder / "dataset.zarr"
-
-    def grids(self, halo: Shape = ()) -> Pieces:
-        """Return the blocks of all label volumes."""
-        return Pieces(
-            tuple(
-                BlockGrid(item.labels.box, shard, halo, halo)
-                for item, (_, shard) in zip(self.items, self.layouts, strict=True)
-            )
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """Return what ``--plan`` prints."""
-        settings = self.settings.prepare
-        voxels = int(np.prod(self.patch_shape)) * settings.patches
-        size = np.dtype(self.items[0].raw.dtype).itemsize * self.items[0].raw.n_channels
-        return {
-            "images": len(self.items),
-            "patch_shape": list(self.patch_shape),
-            "output_shape": list(self.output_shape),
-            "patches": settings.patches,
-            "blocks": len(self.grids()),
-            "halo": list(self.halo),
-            "read": format_bytes(sum(i.labels.nbytes + i.raw.nbytes for i in self.items)),
-            "write": format_bytes(voxels * size + sum(4 * i.labels.box.size for i in self.items)),
-            "dataset": str(self.dataset),
-        }
-
-
-def plan(settings: Settings) -> Plan:
-    """Work out blocks, patches and the split; every refusal happens here.
-
-    Raises
-    ------
-    InputError
-        Rule, value and cure of what cannot be done.
-    """
-    items = open_items(settings)
-    axes = items[0].raw.grid_axes
-    linked = linked_axes(axes, settings.model.dims)
-    spec = model_spec(settings, items[0].raw.n_channels, 2)
-    if items[0].data.kind == "multilabel" and settings.model.head != "sigmoid":
-        raise InputError('kind = "multilabel" needs model.head = "sigmoid", got softmax; its classes may overlap')
-    patch_shape = choose_patch_shape(settings, spec, items)
-    output_shape = spec.output_shape(patch_shape)
-    chunk = on_grid(settings.prepare.chunk, axes, "prepare.chunk")
-    shard = on_grid(settings.prepare.shard, axes, "prepare.shard")
-    layouts = tuple(choose_layout(item.labels.shape, spec.dims, chunk, shard) for item in items)
-    splits = plan_split(
-        items, spec.dims, output_shape, spec.margin, settings.prepare.validation_fraction, settings.run.seed
-    )
-    halo = border_halo_of(settings.prepare, items, linked)
-    return Plan(settings, items, spec, linked, patch_shape, output_shape, splits, layouts, halo)
-
-
-def fingerprint(plan: Plan) -> dict[str, Any]:
-    """Return what the bytes of the dataset depend on."""
-    settings = plan.settings
-    keys = {"data", "prepare", "model"}
-    return {
-        "settings": settings.model_dump(mode="json", include=keys),
-        "seed": settings.run.seed,
-        "inputs": {
-            item.title: [v.digest() for v in (item.raw, item.labels, item.mask) if v is not None]
-            for item in plan.items
-        },
-    }
 
 
 def prepare(
@@ -169,7 +77,7 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         shutil.rmtree(made.dataset, ignore_errors=True)
         ngff.create_group(str(made.dataset), {}, overwrite=True)
         work.ledger.set_value("created", True)
-    kind = made.items[0].data.kind
+    kind = made.kind
     n_classes = 2 if kind == "instances" else census.n_classes(kind)
     if kind == "classes":
         mapped = [v for item in made.items for v in (item.data.class_map or {}).values()]
@@ -180,11 +88,9 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     class_weights = _class_weights(settings, census, kind, n_classes)
     weights = _weigh(made, work, truths, components, class_weights)
     counts = _sample(made, work, truths, weights, census)
-    facts = _facts(made, prints, spec, histograms, census, class_weights, counts)
+    facts = collect_facts(made, prints, spec, histograms, census, class_weights, counts)
     ngff.set_attributes(str(made.dataset), {"unetflow": facts})
-    shutil.rmtree(settings.run_folder / ".unetflow" / "components.zarr", ignore_errors=True)
-    from unetflow.stages.previews import write_previews
-
+    shutil.rmtree(made.scratch / "components.zarr", ignore_errors=True)
     previews = write_previews(made.dataset, settings.run_folder / "previews")
     return {
         "dataset": str(made.dataset),
@@ -229,7 +135,7 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
     from unetflow.storage.ngff import create_group
     from unetflow.storage.volume import create_array, open_volume
 
-    scratch = made.settings.run_folder / ".unetflow"
+    scratch = made.scratch
     store = scratch / "components.zarr"
     is_new = work.ledger.value("components") is None
     if is_new:
@@ -271,7 +177,7 @@ def _weigh(
     is_new = work.ledger.value("weights") is None
     if is_new:
         create_group(str(made.dataset / "weights"), {}, overwrite=True)
-    is_multilabel = made.items[0].data.kind == "multilabel"
+    is_multilabel = made.kind == "multilabel"
     for item, (chunk, shard) in zip(made.items, made.layouts, strict=True):
         path = made.dataset / "weights" / str(item.table)
         if item.name:
@@ -308,7 +214,7 @@ def _sample(
     from unetflow.storage.patches import create_patches, open_patches
 
     settings = made.settings.prepare
-    is_multilabel = made.items[0].data.kind == "multilabel"
+    is_multilabel = made.kind == "multilabel"
     centres = census.draw(settings.patches, settings.foreground_fraction, is_multilabel)
     validation = plan_validation(made.items, made.splits, made.output_shape, made.spec.dims, made.settings.run.seed)
     is_new = work.ledger.value("patches") is None
@@ -324,10 +230,10 @@ def _sample(
                 image_shape=(made.items[0].raw.n_channels, *made.patch_shape), image_dtype=made.items[0].raw.dtype,
                 target_shape=(*lead, *made.output_shape), overwrite=True,
             )  # fmt: skip
-            np.save(_places_file(made, split), places)
+            np.save(made.places_file(split), places)
         store = open_patches(str(made.dataset), split)
         task = SampleBlock(
-            truths, weights, made.splits, store, str(_places_file(made, split)), split, made.spec.margin,
+            truths, weights, made.splits, store, str(made.places_file(split)), split, made.spec.margin,
             made.patch_shape, made.settings.run.seed, settings.elastic_grid,
             settings.elastic_sigma if split == "train" else 0.0,
             settings.interpolation_order,
@@ -338,62 +244,3 @@ def _sample(
         counts[f"{split}_scaled_against_folding"] = sum(folded)
     work.ledger.set_value("patches", True)
     return counts
-
-
-def _places_file(made: Plan, split: str) -> Path:
-    return made.settings.run_folder / ".unetflow" / f"places-{split}.npy"
-
-
-def _facts(
-    made: Plan,
-    prints: dict[str, Any],
-    spec: UNetSpec,
-    histograms: list[list[Any]],
-    census: Census,
-    class_weights: np.ndarray[Any, Any],
-    counts: dict[str, int],
-) -> dict[str, Any]:
-    """Return the dataset's attributes: all that training needs, and only what follows from the inputs."""
-    from unetflow.numerics.intensity import add
-
-    settings = made.settings
-    method = settings.prepare.normalise
-    training = [h for h, item in zip(histograms, made.items, strict=True) if item.data.role == "train"]
-    merged = training[0]
-    for other in training[1:]:
-        merged = [add(a, b) for a, b in zip(merged, other, strict=True)]
-    overall = normalisation_of(merged, method)
-    volumes = []
-    for item, h in zip(made.items, histograms, strict=True):
-        own = overall if settings.prepare.normalise_per == "training" else normalisation_of(h, method)
-        volumes.append({"table": item.table, "name": item.name, "offset": own[0], "scale": own[1]})
-    first = made.items[0]
-    places = {}
-    for split in ("train", "validation"):
-        if counts.get(split):
-            places[split] = np.load(_places_file(made, split))[:, 0].tolist()
-    return {
-        "settings": prints["settings"],
-        "fingerprint": digest_of(prints),
-        "seed": settings.run.seed,
-        "inputs": prints["inputs"],
-        "versions": versions(),
-        "kind": first.data.kind,
-        "n_classes": spec.out_channels if spec.head == "softmax" else max(2, spec.out_channels),
-        "in_channels": first.raw.n_channels,
-        "axes": first.raw.grid_axes,
-        "dims": spec.dims,
-        "voxel_size": list(first.raw.voxel_size),
-        "dtype": first.raw.dtype,
-        "class_counts": {str(k): n for k, n in sorted(census.counts.items())},
-        "class_weights": class_weights.tolist(),
-        "class_map": {str(k): v for k, v in (first.data.class_map or {}).items()} or None,
-        "normalise": method,
-        "normalise_per": settings.prepare.normalise_per,
-        "normalisation": {"offset": overall[0], "scale": overall[1]},
-        "volumes": volumes,
-        "patch_volume": places,
-        "patch_shape": list(made.patch_shape),
-        "output_shape": list(made.output_shape),
-        "patches": counts,
-    }

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError, Interrupted
+from unetflow.stages.facts import read_facts
 from unetflow.stages.network import model_spec
 from unetflow.stages.work import Conditions, digest_of, open_work, versions
 
@@ -82,19 +83,6 @@ def plan(settings: Settings, initial: str | None = None) -> Plan:
     if initial is not None:
         _check_initial(initial, spec)
     return Plan(settings, facts, spec, _count_steps(settings, facts), initial)
-
-
-def read_facts(run_folder: Path) -> dict[str, Any]:
-    """Return the record that `prepare` left in the dataset's attributes."""
-    from unetflow.storage.ngff import get_attributes
-
-    path = run_folder / "dataset.zarr"
-    if not (path / "zarr.json").is_file():
-        raise InputError(f"train needs prepared patches, got none at {path}; run unetflow prepare first")
-    facts = get_attributes(str(path)).get("unetflow")
-    if not facts:
-        raise InputError(f"train needs a finished prepare, got an unfinished one at {path}; run unetflow prepare again")
-    return dict(facts)
 
 
 def _count_steps(settings: Settings, facts: dict[str, Any]) -> int:

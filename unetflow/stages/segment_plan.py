@@ -1,0 +1,185 @@
+"""What `segment` will do, worked out from settings, model and shapes before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unetflow.architecture import UNetSpec
+from unetflow.errors import InputError
+from unetflow.geometry import BlockGrid, Box, parse_roi
+from unetflow.memory import format_bytes
+from unetflow.stages.layout import choose_output_layout, choose_tile, linked_axes, on_grid, work_factor
+from unetflow.stages.pieces import Pieces
+from unetflow.stages.predict import Image
+
+if TYPE_CHECKING:
+    from unetflow.settings import Settings
+    from unetflow.storage.volume import Volume
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `segment` will do, worked out from settings, model and shapes."""
+
+    settings: Settings
+    model: Path
+    facts: dict[str, Any]
+    spec: UNetSpec
+    images: tuple[Image, ...]
+    out: Path
+    roi: str | None
+
+    @property
+    def is_collection(self) -> bool:
+        """Whether the output is a group of images."""
+        return self.images[0].name != ""
+
+    def folder_of(self, image: Image) -> Path:
+        """Return the OME-Zarr image that an input image becomes."""
+        return self.out / image.name if image.name else self.out
+
+    @property
+    def grids(self) -> Pieces:
+        """Blocks of all images, in output voxels; each owns whole shards."""
+        return Pieces(tuple(BlockGrid(Box.of_shape(i.domain.shape), i.shard) for i in self.images))
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``--plan`` prints."""
+        first = self.images[0]
+        kept = first.tile[-self.spec.dims :]
+        return {
+            "model": str(self.model),
+            "out": str(self.out),
+            "outputs": list(self.settings.segment.outputs),
+            "images": len(self.images),
+            "shape": list(first.domain.shape),
+            "blocks": len(self.grids),
+            "block": list(first.shard),
+            "chunk": list(first.chunk),
+            "tile": list(kept),
+            "tile_input": list(self.spec.tile_input(kept)),
+            "work_factor": round(work_factor(self.spec, kept), 3),
+            "memory_per_tile": format_bytes(self.spec.activation_bytes(self.spec.tile_input(kept))),
+            "read": format_bytes(sum(i.volume.nbytes * i.domain.size / i.volume.box.size for i in self.images)),
+        }
+
+
+def plan(
+    settings: Settings,
+    volume: str,
+    *,
+    model: str | None = None,
+    out: str | None = None,
+    roi: str | None = None,
+    mask: str | None = None,
+    axes: str | None = None,
+) -> Plan:
+    """Check that model and volume fit and choose tiles and blocks.
+
+    Raises
+    ------
+    InputError
+        Rule, value and cure of what cannot be done; nothing is written before.
+    """
+    from unetflow.nn.checkpoint import load_model
+    from unetflow.storage.volume import open_images
+
+    model_path = _model_file(settings, model)
+    network, facts = load_model(str(model_path))
+    spec = network.spec
+    volumes = open_images(volume, axes=axes, **_hints(settings, volume, facts))
+    masks: dict[str, Any] = open_images(mask, axes=None) if mask else {}
+    images = tuple(
+        _plan_image(settings, spec, facts, name, found, roi, masks.get(name)) for name, found in volumes.items()
+    )
+    if mask and any(image.mask is None for image in images):
+        raise InputError(f"--mask needs a mask for each of {len(images)} images, got {sorted(masks)}; name them alike")
+    _check_outputs(settings, facts)
+    target = Path(out) if out else Path(f"{_stem(volume)}.unetflow.zarr")
+    return Plan(settings, model_path, facts, spec, images, target, roi)
+
+
+def _model_file(settings: Settings, model: str | None) -> Path:
+    path = Path(model) if model else settings.run_folder / "model.safetensors"
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"segment needs a trained model, got none at {path}; train one first, or name it with --model")
+    return path
+
+
+def _hints(settings: Settings, volume: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return axes and voxel size for arrays without metadata: from the project file, else the model."""
+    for data in settings.data:
+        if settings.resolve(data.raw) in (volume, str(Path(volume))):
+            return {"default_axes": data.axes, "voxel_size": data.voxel_size, "level": data.level}
+    channels = "c" if facts["in_channels"] > 1 else ""
+    return {"default_axes": channels + str(facts["axes"])}
+
+
+def _plan_image(
+    settings: Settings, spec: UNetSpec, facts: dict[str, Any], name: str, volume: Volume, roi: str | None, mask: Any
+) -> Image:
+    segment = settings.segment
+    if volume.n_channels != spec.in_channels:
+        raise InputError(
+            f"the volume must have the {spec.in_channels} channels that the model was trained on, got "
+            f"{volume.n_channels} in {volume.path} (axes {volume.axes}); choose another volume or give --axes"
+        )
+    linked_axes(volume.grid_axes, spec.dims)
+    n_lead = volume.ndim - spec.dims
+    domain = parse_roi(_with_time(roi, volume), volume.shape) if roi else volume.box
+    wish = on_grid(segment.tile, volume.grid_axes, "segment.tile")
+    if wish is not None and any(n != 1 for n in wish[:n_lead]):
+        raise InputError(f"segment.tile must be 1 along axes that the network does not see, got {list(wish)}")
+    kept = choose_tile(spec, volume.shape[n_lead:], segment.memory, wish[n_lead:] if wish else None)
+    chunk, shard = choose_output_layout(
+        domain.shape,
+        kept,
+        on_grid(segment.chunk, volume.grid_axes, "segment.chunk"),
+        on_grid(segment.shard, volume.grid_axes, "segment.shard"),
+    )
+    if mask is not None and mask.shape != volume.shape:
+        raise InputError(f"--mask must have the shape of the volume {volume.shape}, got {mask.shape}; resample it")
+    return Image(name, volume, mask, domain, (1,) * n_lead + kept, chunk, shard)
+
+
+def _with_time(roi: str, volume: Volume) -> str:
+    """Let a region name the spatial axes only; time is then taken whole."""
+    missing = volume.ndim - roi.count(",") - 1
+    return ",".join([":"] * missing + [roi]) if missing == 1 and "t" in volume.axes else roi
+
+
+def _check_outputs(settings: Settings, facts: dict[str, Any]) -> None:
+    if "instances" in settings.segment.outputs and facts["kind"] == "multilabel":
+        raise InputError(
+            "instances need classes that do not overlap, got a multilabel model; leave instances out of segment.outputs"
+        )
+
+
+def _stem(path: str) -> str:
+    name = path.rstrip("/").rpartition("/")[2]
+    for ending in (".ome.zarr", ".zarr"):
+        name = name.removesuffix(ending)
+    return name or "volume"
+
+
+def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
+    """Return what the bytes of the output depend on."""
+    settings = made.settings.segment
+    keep = {"outputs", "dtype", "threshold", "min_size", "instances", "connectivity", "link"}
+    return {
+        "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
+        "inputs": {
+            image.name: [v.digest() for v in (image.volume, image.mask) if v is not None] for image in made.images
+        },
+        "roi": made.roi,
+        "settings": {**settings.model_dump(mode="json", include=keep), "tta": tta},
+        "tile": {image.name: list(image.tile) for image in made.images},
+        "chunk": {image.name: list(image.chunk) for image in made.images},
+        "shard": {image.name: list(image.shard) for image in made.images},
+        "seed": made.settings.run.seed,
+    }
