@@ -116,7 +116,7 @@ def test_nan_voxels_are_refused_with_their_place(place: Path) -> None:
         (["--set", "segment.memory='1 kB'"], ["segment.memory", "raise it"]),
         (["--roi", "0:9,0:20,0:20"], ["0:9,0:20,0:20"]),
         (["--outputs", "colours"], ["colours"]),
-        (["--axes", "zyc"], ["1 channels"]),
+        (["--axes", "cyx"], ["1 channels", "got 3"]),
     ],
 )
 def test_what_segment_cannot_do_is_refused(
