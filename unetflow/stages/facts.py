@@ -59,6 +59,7 @@ def collect_facts(
         "class_counts": {str(k): n for k, n in sorted(census.counts.items())},
         "class_weights": class_weights.tolist(),
         "class_map": {str(k): v for k, v in (first.data.class_map or {}).items()} or None,
+        "ignore": list(first.data.ignore),
         "normalise": method,
         "normalise_per": settings.prepare.normalise_per,
         "normalisation": {"offset": overall[0], "scale": overall[1]},

@@ -145,7 +145,7 @@ def _find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int
 
 def _provenance(made: Plan, prints: dict[str, Any]) -> dict[str, Any]:
     """Return what the output says of itself: only what follows from the inputs."""
-    keep = ("kind", "n_classes", "class_map", "dims", "normalise", "normalise_per")
+    keep = ("kind", "n_classes", "class_map", "ignore", "dims", "normalise", "normalise_per")
     return {
         **{key: made.facts[key] for key in keep},
         "model": prints["model"],

@@ -173,7 +173,7 @@ def _provenance(made: Plan) -> dict[str, Any]:
     """Return what travels with the weights, so that `segment` needs nothing else."""
     facts = made.facts
     keep = (
-        "kind", "n_classes", "in_channels", "axes", "dims", "voxel_size", "dtype", "class_map", "normalise",
+        "kind", "n_classes", "in_channels", "axes", "dims", "voxel_size", "dtype", "class_map", "ignore", "normalise",
         "normalise_per", "normalisation", "patch_shape", "output_shape", "class_counts",
     )  # fmt: skip
     return {
