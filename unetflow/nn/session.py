@@ -24,7 +24,7 @@ from unetflow.nn.optim import (
     update_average,
 )
 from unetflow.nn.recipe import Recipe
-from unetflow.nn.unet import UNet, memory_format
+from unetflow.nn.unet import UNet, training_format
 
 MAX_SKIPPED = 10  # steps in a row with a loss that is no number, before training fails
 
@@ -59,7 +59,8 @@ class Session:
         self.model = UNet(spec)
         if initial_state is not None:
             _load(self.model, initial_state, "the model to fine-tune")
-        self.model.to(self.device, memory_format=memory_format(spec.dims))  # type: ignore[call-overload]
+        self._layout = training_format(spec.dims, self.device)
+        self.model.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(
             self.model,
             recipe.optimizer,
@@ -144,7 +145,7 @@ class Session:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         if tensor.ndim == self.model.spec.dims + 2 and tensor.is_floating_point():
-            tensor = tensor.contiguous(memory_format=memory_format(self.model.spec.dims))
+            tensor = tensor.contiguous(memory_format=self._layout)
         return tensor.to(self.device, non_blocking=True)
 
     def logits(self, image: Any) -> Tensor:

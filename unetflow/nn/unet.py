@@ -153,6 +153,16 @@ def memory_format(dims: int) -> torch.memory_format:
     return _CHANNELS_LAST[dims]
 
 
+def training_format(dims: int, device: torch.device) -> torch.memory_format:
+    """Return the layout in which a training step is fastest.
+
+    Channels-last, but for 2-D on a processor: there oneDNN's backward pass takes 1.5 times as
+    long in it as in the default layout (torch 2.13, base 24, 256 x 256).
+    """
+    is_slow = dims == 2 and device.type == "cpu"
+    return torch.contiguous_format if is_slow else memory_format(dims)
+
+
 def _convolutions(spec: UNetSpec, level: int, c_in: int) -> nn.Sequential:
     """Two convolutions of a level, each with its norm and ReLU."""
     c_out = spec.channels(level)

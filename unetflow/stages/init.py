@@ -216,8 +216,8 @@ def _prepare(images: Sequence[Volume], model: Section) -> Section:
 
 def _train(dims: int) -> Section:
     return {
-        "steps": Choice(600 if dims == 2 else 400, "some ten minutes on a CPU; more is better"),
-        "batch_size": Choice(4 if dims == 2 else 2, "batch normalisation wants more than one patch"),
+        "steps": Choice(400 if dims == 2 else 300, "a quarter of an hour on two cores; more is better"),
+        "batch_size": Choice(2, "batch normalisation wants more than one patch"),
         "optimizer": Choice("adam", "needs no tuning of the rate"),
         "learning_rate": Choice(0.001, "of adam with batch normalisation"),
         "schedule": Choice("cosine", "ends at zero, so that the last steps settle"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError, Interrupted
 from unetflow.stages.facts import read_facts
 from unetflow.stages.network import model_spec
-from unetflow.stages.work import Conditions, digest_of, open_work, versions
+from unetflow.stages.work import Conditions, open_work, versions
 
 if TYPE_CHECKING:
     from unetflow.nn.recipe import Recipe
@@ -113,7 +114,7 @@ def fingerprint(made: Plan) -> dict[str, Any]:
         "model": made.spec.to_dict(),
         "train": settings.train.model_dump(mode="json", exclude=free),
         "seed": settings.run.seed,
-        "from": made.initial and digest_of(Path(made.initial).stat().st_size),
+        "from": made.initial and hashlib.sha256(Path(made.initial).read_bytes()).hexdigest(),
     }
 
 
