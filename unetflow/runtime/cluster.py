@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unetflow.errors import InputError, Interrupted
 from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
 from unetflow.runtime.environment import (
+    ALLOCATOR,
     THREAD_VARIABLES,
     as_environment,
     dask_settings,
@@ -95,10 +96,14 @@ def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
     if spec.kind == "address":
         return _connect(spec, stack)
     threads = spec.threads or _threads_of(spec)
-    environ = {name: str(threads) for name in THREAD_VARIABLES}
-    settings = dask_settings(spec.dashboard)
-    stack.enter_context(dask.config.set(settings))
+    environ = {name: str(threads) for name in THREAD_VARIABLES} | ALLOCATOR
     start = {"local": _start_local, "cuda": _start_cuda}.get(spec.kind)
+    settings = dask_settings(spec.dashboard)
+    if start is not None:
+        # Nannies bring lost workers back. A cluster that gives a worker up meanwhile takes its nanny
+        # away for good, and after a few deaths nobody is left.
+        settings["distributed.deploy.lost-worker-timeout"] = "30 days"
+    stack.enter_context(dask.config.set(settings))
     if start is not None:
         lend_environment(stack, environ)
         cluster = start(spec, stack, logs)
