@@ -20,6 +20,7 @@ SHAPE = (12, 512, 1024)
 TRAINED = "0:12,0:512,0:512"
 HELD_OUT = "0:12,0:512,544:1024"
 VOXEL_SIZE = (0.05, 0.01, 0.01)
+CELL_SIZE = 40.0
 
 PROJECT = """# Written by `unetflow demo`; change numbers and run the stages by hand.
 [run]
@@ -53,7 +54,8 @@ validate_every = 60
 
 [segment]
 outputs = ["probabilities", "classes", "instances"]
-min_size = 40
+threshold = 0.4           # the border weight makes gaps likelier than they are
+min_size = 60
 """
 
 
@@ -93,8 +95,9 @@ def demo(
     raw, labels = place / "raw.zarr", place / "labels.zarr"
     log.info("1 of 5: a volume of %s voxels that looks like tissue", " x ".join(map(str, SHAPE)))
     make_tissue(
-        str(raw), str(labels), SHAPE, seed=seed, voxel_size=VOXEL_SIZE, overwrite=overwrite, conditions=conditions
-    )
+        str(raw), str(labels), SHAPE, seed=seed, voxel_size=VOXEL_SIZE, cell_size=CELL_SIZE,
+        overwrite=overwrite, conditions=conditions,
+    )  # fmt: skip
     project = place / "unetflow.toml"
     if overwrite or not project.exists():
         project.write_text(PROJECT.format(seed=seed, roi=TRAINED), encoding="utf-8")
