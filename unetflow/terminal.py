@@ -201,7 +201,7 @@ class TrainingDisplay:
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
         self.bar: Any = None
-        self.last = 0.0
+        self.last = float("-inf")
 
     def __enter__(self) -> TrainingDisplay:
         return self
@@ -211,14 +211,19 @@ class TrainingDisplay:
             self.bar.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Take an event of the loop: the step, the number of steps, losses and scores."""
-        if self.quiet or "step" not in event:
+        """Take an event of the loop: resumed, step, skipped, validation, checkpoint."""
+        kind, log = event.get("event"), logging.getLogger("unetflow")
+        if self.quiet:
             return
-        if sys.stderr.isatty():
+        if kind == "resumed":
+            log.info("going on after step %s", event["step"])
+        elif kind == "validation":
+            log.info("step %s, held out: %s", event["step"], _words(event))
+        elif kind in ("step", "skipped") and sys.stderr.isatty():
             self._draw(event)
-        elif time.monotonic() - self.last > 60 or "validation_loss" in event:
+        elif kind in ("step", "skipped") and time.monotonic() - self.last > 60:
             self.last = time.monotonic()
-            logging.getLogger("unetflow").info("step %s of %s: %s", event["step"], event.get("steps"), _words(event))
+            log.info("step %s of %s: %s", event["step"], event["steps"], _words(event))
 
     def _draw(self, event: dict[str, Any]) -> None:
         from rich.console import Console
@@ -227,13 +232,13 @@ class TrainingDisplay:
         if self.bar is None:
             columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True))
-            self.task = self.bar.add_task("", total=event.get("steps"))
+            self.task = self.bar.add_task("", total=event["steps"])
             self.bar.start()
         self.bar.update(self.task, completed=event["step"], description=_words(event))
 
 
 def _words(event: dict[str, Any]) -> str:
-    skip = {"step", "steps", "kind", "seconds", "time"}
+    skip = {"step", "steps", "is_best"}
     return ", ".join(
         f"{key.replace('_', ' ')} {value:.4g}" for key, value in event.items()
         if key not in skip and isinstance(value, int | float)
