@@ -82,7 +82,9 @@ def test_a_second_run_on_the_same_output_is_refused_while_the_first_lives(traine
     out = tmp_path / "out.zarr"
     with acquire_lock(out / ".unetflow"):
         words = ["segment", str(trained / "raw.zarr"), "-m", str(trained / "run"), "-o", str(out), "--cluster", "none"]
+        before = sorted(path.name for path in (out / ".unetflow").iterdir())
         result = CliRunner().invoke(app, [*words, "--overwrite"])
+        assert sorted(path.name for path in (out / ".unetflow").iterdir()) == before, "the first run's lock was touched"
     assert result.exit_code == 2
     assert "process" in result.stderr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +102,3 @@ def _translation(image: Image) -> list[float]:
     return [
         t + a * s for t, a, s in zip(image.volume.translation, start, image.volume.voxel_size, strict=True)
     ]
-
-
-def finish_outputs(made: Plan, work: Work) -> None:
-    """Remove what only the labelling passes needed, and classes that nobody asked for."""
-    shutil.rmtree(made.out / ".unetflow" / "labelling", ignore_errors=True)
-    work.ledger.set_value("finished", True)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from unetflow.geometry import BlockGrid
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
-from unetflow.stages.outputs import Output, create_outputs, finish_outputs
+from unetflow.stages.outputs import Output, create_outputs
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.segment_plan import Plan, fingerprint, plan
@@ -98,7 +99,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         build_pyramids(work, [o.probabilities for o in outputs], is_labels=False)
         labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
         build_pyramids(work, labels, is_labels=True, name="label-pyramid")
-        finish_outputs(made, work)
+        shutil.rmtree(made.out / ".unetflow" / "labelling", ignore_errors=True)
     result: dict[str, Any] = {"out": str(made.out), "images": len(made.images)}
     if objects is not None:
         result["objects"] = sum(objects)

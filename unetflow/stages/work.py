@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,23 +159,33 @@ def open_work(
     from unetflow.storage.lock import acquire_lock
 
     place = Path(folder, ".unetflow")
-    is_new = not (place / stage).exists()
+    is_new = False
     try:
-        with acquire_lock(place), open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
-            yield Work(stage, ledger, conditions, retry_failed)
+        with acquire_lock(place):
+            is_new = not (place / stage).exists()
+            try:
+                with open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
+                    yield Work(stage, ledger, conditions, retry_failed)
+            except InputError:
+                # Only who holds the lock may take a record away: it may be another's otherwise.
+                if is_new:
+                    shutil.rmtree(place / stage, ignore_errors=True)
+                raise
     except InputError:
         if is_new:
-            _forget(place, stage)
+            _leave_nothing(place)
         raise
 
 
-def _forget(place: Path, stage: str) -> None:
-    """Leave nothing behind where a refusal came only from reading the data."""
-    shutil.rmtree(place / stage, ignore_errors=True)
-    if not any(entry.is_dir() for entry in place.iterdir()):
-        shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the folder holds something else
-            place.parent.rmdir()
+def _leave_nothing(place: Path) -> None:
+    """Remove the folders that a refused start made, where nothing else came into them."""
+    from unetflow.storage.lock import GUARD_NAME
+
+    with contextlib.suppress(OSError):  # a folder that holds something else stays
+        if all(entry.name == GUARD_NAME for entry in place.iterdir()):
+            (place / GUARD_NAME).unlink(missing_ok=True)
+        place.rmdir()
+        place.parent.rmdir()
 
 
 def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
@@ -204,9 +214,3 @@ def versions() -> dict[str, str]:
 
     names = ("unetflow", "numpy", "scipy", "torch", "zarr")
     return {name: version(name) for name in names}
-
-
-def block_summary(items: Iterable[Any]) -> str:
-    """Join the first few of many names."""
-    names = [str(item) for item in items]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
