@@ -211,6 +211,43 @@ class BlockGrid:
         for index in np.ndindex(*[len(r) for r in ranges]):
             yield self[self.number_at([r[i] for r, i in zip(ranges, index, strict=True)])]
 
+    def numbers_reading(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Return the blocks whose outer box shares a voxel with one of many boxes.
+
+        Parameters
+        ----------
+        starts, stops : ndarray of int64, shape (n, ndim)
+            First voxel inside and first voxel beyond, per box and axis.
+
+        Returns
+        -------
+        ndarray of int64
+            Numbers, sorted, each once.
+
+        Examples
+        --------
+        >>> grid = BlockGrid(Box.of_shape((90,)), (10,), (2,), (2,))
+        >>> grid.numbers_reading(np.array([[21]]), np.array([[22]])).tolist()
+        [1, 2]
+        """
+        zero = (0,) * self.domain.ndim
+        origin, block = np.array(self.domain.start), np.array(self.block_shape)
+        last = np.array(self.counts) - 1
+        low = np.maximum((starts - (self.after or zero) - origin) // block, 0)
+        high = np.minimum((stops + (self.before or zero) - origin - 1) // block, last)
+        found = [np.zeros(0, np.int64)]
+        reach = (high - low).max(axis=0, initial=-1) + 1
+        for step in np.ndindex(*reach):
+            index = low + step
+            index = index[(index <= high).all(axis=1)]
+            number = np.zeros(len(index), np.int64)
+            for axis, count in enumerate(self.counts):
+                number = number * count + index[:, axis]
+            found.append(np.unique(number))
+        return np.unique(np.concatenate(found))
+
 
 def mirror_indices(start: int, stop: int, length: int) -> npt.NDArray[np.int64]:
     """Map positions ``start..stop-1`` on an axis of ``length`` voxels, mirrored outside.

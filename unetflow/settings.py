@@ -140,6 +140,7 @@ class Train(Record):
     brightness: float = Field(0.0, ge=0, description="deviation of a random offset, in normalised intensity")
     contrast: float = Field(0.0, ge=0, lt=1, description="deviation of the logarithm of a random factor")
     noise: float = Field(0.0, ge=0, description="largest deviation of added noise, in normalised intensity")
+    blur: float = Field(0.0, ge=0, description="largest deviation of a blur along y and x, in voxels of each")
 
 
 class Segment(Record):

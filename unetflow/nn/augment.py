@@ -1,4 +1,4 @@
-"""Random flips, quarter turns and changes of grey value, one patch at a time.
+"""Random flips, quarter turns, changes of grey value and blur, one patch at a time.
 
 Image and target move together: the network's margin is the same at both ends of an axis,
 so that a flip of the input is a flip of the output.
@@ -10,9 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.generic]
+
+_LEAST_BLUR = 0.1  # voxels: less changes nothing that could be seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Augmentation:
         Deviation of the logarithm of the factor about the patch's mean.
     noise : float
         Largest deviation of the noise added to each voxel; drawn from 0 up to it.
+    blur : float
+        Largest deviation, in voxels, of a Gaussian along y and x; drawn from 0 up to it. Depth is
+        left alone, whose voxels are often longer.
     """
 
     flips: bool = True
@@ -38,6 +44,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     noise: float = 0.0
+    blur: float = 0.0
 
 
 def augment(
@@ -74,6 +81,11 @@ def _change_grey(image_CS: Array, how: Augmentation, rng: np.random.Generator) -
     image -= mean
     image *= np.float32(factor)
     image += mean + np.float32(shift)
-    if deviation > 0:
-        image += np.float32(deviation) * rng.standard_normal(image.shape, np.float32)
+    noise = rng.standard_normal(image.shape, np.float32) if deviation > 0 else None
+    # Drawn last, so that it changes nothing of the rest; optics blur before the camera adds noise.
+    width = how.blur * rng.random()
+    if width >= _LEAST_BLUR:
+        image = ndimage.gaussian_filter(image, (0,) * (image.ndim - 2) + (width, width), mode="mirror")
+    if noise is not None:
+        image += np.float32(deviation) * noise
     return image

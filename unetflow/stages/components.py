@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.pieces import Pieces, Some
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -63,12 +63,15 @@ def label_volumes(
     min_size: int,
     scratch: Path,
     prefix: str = "",
+    only: npt.NDArray[np.int64] | None = None,
 ) -> list[int]:
     """Label several volumes in three passes and return the number of objects of each.
 
-    Objects are numbered 1..N by their first voxel in C order, whatever the cut.
+    Objects are numbered 1..N by their first voxel in C order, whatever the cut. Blocks that are
+    not among ``only`` are known to hold no foreground.
     """
     pieces = Pieces(tuple(job.grid for job in jobs))
+    blocks: Pieces | Some = pieces if only is None else Some(pieces, only)
     tables: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
     pairs: dict[int, npt.NDArray[np.uint64]] = {}
 
@@ -78,8 +81,8 @@ def label_volumes(
     def keep_pairs(number: int, report: Report) -> None:
         pairs[number] = unpack(report["pairs"], np.uint64).reshape(-1, 2)
 
-    work.run_pass(f"{prefix}label", LabelBlock(jobs, pieces, foreground, connectivity), pieces, keep_table)
-    work.run_pass(f"{prefix}pair", PairBlock(jobs, pieces, connectivity), pieces, keep_pairs)
+    work.run_pass(f"{prefix}label", LabelBlock(jobs, pieces, foreground, connectivity), blocks, keep_table)
+    work.run_pass(f"{prefix}pair", PairBlock(jobs, pieces, connectivity), blocks, keep_pairs)
     offsets = np.zeros(len(pieces) + 1, np.int64)
     for number, (first, _) in tables.items():
         offsets[number + 1] = len(first)
@@ -87,14 +90,14 @@ def label_volumes(
     final = np.zeros(int(offsets[-1]), np.uint64)
     totals = []
     for index in range(len(jobs)):
-        blocks = range(pieces.first[index], pieces.first[index + 1])
-        ids = _final_ids(blocks, tables, pairs, offsets, min_size)
-        final[offsets[blocks.start] : offsets[blocks.stop]] = ids
+        numbers = range(pieces.first[index], pieces.first[index + 1])
+        ids = _final_ids(numbers, tables, pairs, offsets, min_size)
+        final[offsets[numbers.start] : offsets[numbers.stop]] = ids
         totals.append(int(ids.max(initial=0)))
     scratch.mkdir(parents=True, exist_ok=True)
     np.save(scratch / f"{prefix}final.npy", final)
     np.save(scratch / f"{prefix}offsets.npy", offsets)
-    work.run_pass(f"{prefix}relabel", RelabelBlock(jobs, pieces, f"{scratch}/{prefix}"), pieces)
+    work.run_pass(f"{prefix}relabel", RelabelBlock(jobs, pieces, f"{scratch}/{prefix}"), blocks)
     return totals
 
 
@@ -108,11 +111,12 @@ def _final_ids(
     """Join the fragments of one volume and number the objects."""
     from unetflow.numerics.labelling import number_components, union
 
-    if not len(blocks):
+    there = [n for n in blocks if n in tables]
+    if not there:
         return np.zeros(0, np.uint64)
-    first = np.concatenate([tables[n][0] for n in blocks])
-    sizes = np.concatenate([tables[n][1] for n in blocks])
-    keys = np.concatenate([pairs[n] for n in blocks])
+    first = np.concatenate([tables[n][0] for n in there])
+    sizes = np.concatenate([tables[n][1] for n in there])
+    keys = np.concatenate([pairs[n] for n in there])
     numbers = (keys >> _BLOCK_BITS).astype(np.int64)
     local = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     flat = offsets[numbers] - offsets[blocks.start] + local

@@ -9,7 +9,7 @@ import numpy as np
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
-from unetflow.stages.counting import Census
+from unetflow.stages.census import Census
 from unetflow.stages.measure import normalisation_of
 from unetflow.stages.prepare_plan import Plan
 from unetflow.stages.work import digest_of, versions

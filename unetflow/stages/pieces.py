@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
-from unetflow.geometry import Block
+import numpy as np
+import numpy.typing as npt
+
+from unetflow.geometry import Block, BlockGrid
 
 
 class Grid(Protocol):
@@ -56,3 +59,31 @@ class Pieces:
             raise IndexError(f"block {number} of {len(self)}")
         index = bisect_right(self.first, number) - 1
         return index, self.grids[index][number - self.first[index]]
+
+    def number_of(self, index: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the numbers of the blocks that hold voxels ``(n, ndim)`` of a grid."""
+        grid = self.grids[index]
+        assert isinstance(grid, BlockGrid)
+        at = (places - grid.domain.start) // grid.block_shape
+        return np.asarray(np.ravel_multi_index(tuple(at.T), grid.counts), np.int64) + self.first[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Some:
+    """Some of the blocks of several grids, under their own numbers.
+
+    Parameters
+    ----------
+    pieces : Pieces
+    numbers : ndarray of int64
+        Sorted.
+    """
+
+    pieces: Pieces
+    numbers: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self.pieces[int(number)] for number in self.numbers)

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.census import Census
 from unetflow.stages.components import Labelling, label_volumes
-from unetflow.stages.counting import Census, CountBlock
+from unetflow.stages.counting import CountBlock
 from unetflow.stages.facts import collect_facts
 from unetflow.stages.measure import measure_volumes
 from unetflow.stages.network import model_spec
 from unetflow.stages.prepare_plan import Plan, fingerprint, plan
 from unetflow.stages.previews import write_previews
-from unetflow.stages.sample import SampleBlock, plan_validation
+from unetflow.stages.sample import SampleBlock, place_tiles
+from unetflow.stages.sparse import Presence
 from unetflow.stages.truth import Truth, TruthForeground
 from unetflow.stages.weigh import WeighBlock
 from unetflow.stages.work import Conditions, Work, open_work
@@ -72,7 +74,7 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
 
     settings = made.settings
     histograms = measure_volumes(work, [item.raw for item in made.items], settings.run.seed)
-    census = _count(made, work)
+    census = _count(made, work, made.presence)
     if work.ledger.value("created") is None:
         shutil.rmtree(made.dataset, ignore_errors=True)
         ngff.create_group(str(made.dataset), {}, overwrite=True)
@@ -87,11 +89,11 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     components = _find_components(made, work, truths) if kind != "instances" else (None,) * len(truths)
     class_weights = _class_weights(settings, census, kind, n_classes)
     weights = _weigh(made, work, truths, components, class_weights)
-    counts = _sample(made, work, truths, weights, census)
+    counts, task = _sample(made, work, truths, weights, census)
     facts = collect_facts(made, prints, spec, histograms, census, class_weights, counts)
     ngff.set_attributes(str(made.dataset), {"unetflow": facts})
     shutil.rmtree(made.scratch / "components.zarr", ignore_errors=True)
-    previews = write_previews(made.dataset, settings.run_folder / "previews")
+    previews = write_previews(task, settings.run_folder / "previews")
     return {
         "dataset": str(made.dataset),
         "images": len(made.items),
@@ -105,13 +107,35 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _count(made: Plan, work: Work) -> Census:
+def _count(made: Plan, work: Work, presence: Presence) -> Census:
+    """Count classes, and gather centres and tiles for the patches."""
     census = Census(made.settings.prepare.patches)
-    pieces = made.grids()
+    pieces = presence.counted.pieces
     truths = tuple(Truth(item, made.linked) for item in made.items)
-    task = CountBlock(truths, made.splits, pieces, made.settings.run.seed, census.n_wanted)
-    work.run_pass("count", task, pieces, census.add)
+    streamed = tuple(n > 0 for n in presence.n_absent)
+    task = CountBlock(
+        truths, made.splits, pieces, made.settings.run.seed, census.n_wanted, made.validation_tile, streamed
+    )
+    work.run_pass("count", task, presence.counted, census.add)
+    for index, (item, n_absent) in enumerate(zip(made.items, presence.n_absent, strict=True)):
+        if not n_absent:
+            continue
+        is_multilabel = made.kind == "multilabel"
+        if item.data.role == "train":
+            census.add_counts(index, n_absent, {0: 0 if is_multilabel else n_absent})
+        if made.splits[index].train is not None:
+            census.add_centres(-1 if is_multilabel else 0, index, *_absent_centres(task, index, presence))
     return census
+
+
+def _absent_centres(task: CountBlock, index: int, presence: Presence) -> tuple[Any, Any]:
+    """Return the streamed places of an image that lie in blocks which nobody looked at."""
+    pieces = presence.counted.pieces
+    places, ranks = task.stream(index)
+    numbers = pieces.number_of(index, places)
+    is_absent = ~np.isin(numbers, presence.counted.numbers)
+    linear = np.ravel_multi_index(tuple(places[is_absent].T), task.truths[index].item.labels.shape)
+    return ranks[is_absent], np.asarray(linear, np.uint64)
 
 
 def _class_weights(settings: Settings, census: Census, kind: str, n_classes: int) -> np.ndarray[Any, Any]:
@@ -157,7 +181,7 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
     work.ledger.set_value("components", True)
     label_volumes(
         work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch,
-        prefix="components-",
+        prefix="components-", only=made.presence.labelled.numbers,
     )  # fmt: skip
     return tuple(job.target for job in jobs)
 
@@ -193,13 +217,12 @@ def _weigh(
             )  # fmt: skip
         targets.append(open_volume(str(path), axes=axes))
     work.ledger.set_value("weights", True)
-    pieces = made.grids(made.halo)
     task = WeighBlock(
-        truths, components, tuple(targets), pieces, class_weights.tolist(),
+        truths, components, tuple(targets), made.presence.weighed.pieces, class_weights.tolist(),
         made.settings.prepare.w0, made.settings.prepare.sigma, made.settings.prepare.tolerance,
         made.settings.prepare.border_where,
     )  # fmt: skip
-    work.run_pass("weigh", task, pieces)
+    work.run_pass("weigh", task, made.presence.weighed)
     return tuple(targets)
 
 
@@ -209,16 +232,24 @@ def _with_channels(grid_axes: str) -> str:
 
 def _sample(
     made: Plan, work: Work, truths: tuple[Truth, ...], weights: tuple[Volume, ...], census: Census
-) -> dict[str, int]:
-    """Write training and validation patches; each shard of patches is one block."""
+) -> tuple[dict[str, int], SampleBlock]:
+    """Write training and validation patches; each shard of patches is one block.
+
+    Returns
+    -------
+    counts : dict
+    task : SampleBlock
+        What made the training patches.
+    """
     from unetflow.storage.patches import create_patches, open_patches
 
     settings = made.settings.prepare
     is_multilabel = made.kind == "multilabel"
     centres = census.draw(settings.patches, settings.foreground_fraction, is_multilabel)
-    validation = plan_validation(made.items, made.splits, made.output_shape, made.spec.dims, made.settings.run.seed)
+    validation = place_tiles(census.draw_tiles(), made.items, made.splits, made.validation_tile)
     is_new = work.ledger.value("patches") is None
-    counts = {}
+    counts: dict[str, int] = {}
+    tasks = {}
     for split, places in (("train", centres), ("validation", validation)):
         counts[split] = len(places)
         if not len(places):
@@ -232,7 +263,7 @@ def _sample(
             )  # fmt: skip
             np.save(made.places_file(split), places)
         store = open_patches(str(made.dataset), split)
-        task = SampleBlock(
+        tasks[split] = task = SampleBlock(
             truths, weights, made.splits, store, str(made.places_file(split)), split, made.spec.margin,
             made.patch_shape, made.settings.run.seed, settings.elastic_grid,
             settings.elastic_sigma if split == "train" else 0.0,
@@ -243,4 +274,4 @@ def _sample(
         work.run_pass(f"sample-{split}", task, grid, lambda _, report, kept=folded: kept.append(report["scaled"]))  # type: ignore[misc]
         counts[f"{split}_scaled_against_folding"] = sum(folded)
     work.ledger.set_value("patches", True)
-    return counts
+    return counts, tasks["train"]

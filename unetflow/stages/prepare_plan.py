@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,8 @@ from unetflow.memory import format_bytes
 from unetflow.stages.inputs import Item, open_items
 from unetflow.stages.layout import choose_layout, linked_axes, on_grid
 from unetflow.stages.network import choose_patch_shape, model_spec
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.pieces import Pieces, Some
+from unetflow.stages.sparse import Presence, find_presence
 from unetflow.stages.split import Split, plan_split
 from unetflow.stages.weigh import border_halo_of
 
@@ -43,6 +46,11 @@ class Plan:
         return self.settings.run_folder / "dataset.zarr"
 
     @property
+    def validation_tile(self) -> Shape:
+        """Shape of a validation patch's output in label voxels, per grid axis."""
+        return (1,) * (self.items[0].labels.ndim - self.spec.dims) + self.output_shape
+
+    @property
     def kind(self) -> str:
         """Kind of the labels, the same in every table."""
         return self.items[0].data.kind
@@ -65,22 +73,64 @@ class Plan:
             )
         )
 
+    @cached_property
+    def presence(self) -> Presence:
+        """Which blocks of the labels hold anything; asks the stores when it is first wanted."""
+        return find_presence(self.items, self.grids(), self.grids(self.halo))
+
     def summary(self) -> dict[str, Any]:
         """Return what ``--plan`` prints."""
-        settings = self.settings.prepare
-        voxels = int(np.prod(self.patch_shape)) * settings.patches
-        size = np.dtype(self.items[0].raw.dtype).itemsize * self.items[0].raw.n_channels
+        from unetflow.stages.measure import plan_sample
+
+        settings, presence = self.settings.prepare, self.presence
+        raw = self.items[0].raw
+        voxel = np.dtype(raw.dtype).itemsize * raw.n_channels
+        patch = math.prod(self.patch_shape) * voxel + math.prod(self.output_shape) * 3
+        measured = [b for item in self.items for b in plan_sample(item.raw, self.settings.run.seed)]
+        n_passes = 3 if self.kind != "instances" else 0
+        read = sum(b.inner.size for b in measured) * voxel
+        read += self._label_bytes(presence.counted) + self._label_bytes(presence.weighed)
+        read += self._label_bytes(presence.labelled) * n_passes + settings.patches * patch
+        write = sum(block.inner.size for block in presence.weighed) * 4 + settings.patches * patch
         return {
             "images": len(self.items),
             "patch_shape": list(self.patch_shape),
             "output_shape": list(self.output_shape),
             "patches": settings.patches,
-            "blocks": len(self.grids()),
+            "blocks": len(measured) + len(presence.counted) + len(presence.weighed) + n_passes * len(presence.labelled),
+            "blocks_without_labels": len(presence.counted.pieces) - len(presence.counted),
             "halo": list(self.halo),
-            "read": format_bytes(sum(i.labels.nbytes + i.raw.nbytes for i in self.items)),
-            "write": format_bytes(voxels * size + sum(4 * i.labels.box.size for i in self.items)),
+            "read": format_bytes(read),
+            "write": format_bytes(write),
+            "memory_per_worker": format_bytes(self.memory),
             "dataset": str(self.dataset),
         }
+
+    def _label_bytes(self, blocks: Some) -> int:
+        """Return the bytes of labels that a pass reads, uncompressed."""
+        total = 0
+        for block in blocks:
+            index, _ = blocks.pieces.locate(block.number)
+            labels = self.items[index].labels
+            total += block.outer.intersect(labels.box).size * np.dtype(labels.dtype).itemsize * labels.n_channels
+        return total
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the largest block of any pass takes, beside what Python and its libraries do."""
+        from unetflow.storage.patches import rows_a_shard
+
+        needs = [0]
+        for item, (_, shard) in zip(self.items, self.layouts, strict=True):
+            label = np.dtype(item.labels.dtype).itemsize * item.labels.n_channels
+            outer = math.prod(min(s + 2 * h, n) for s, h, n in zip(shard, self.halo, item.labels.shape, strict=True))
+            # Ids as read and as int32, two distances and two objects, target, masks and the result.
+            needs.append(outer * (2 * label + 24 + 4 * item.labels.n_channels))
+        raw = self.items[0].raw
+        patch = math.prod(self.patch_shape) * np.dtype(raw.dtype).itemsize * raw.n_channels
+        rows = rows_a_shard(patch + 3 * math.prod(self.output_shape), self.settings.prepare.patches)
+        needs.append(2 * rows * (patch + 3 * math.prod(self.output_shape)) + 40 * math.prod(self.patch_shape))
+        return max(needs)
 
 
 def plan(settings: Settings) -> Plan:

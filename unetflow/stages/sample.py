@@ -19,37 +19,23 @@ if TYPE_CHECKING:
     from unetflow.storage.patches import PatchStore
     from unetflow.storage.volume import Volume
 
-_MOST_VALIDATION = 200
 _SPLITS = {"train": 0, "validation": 1}
 
 Patch = tuple[npt.NDArray[Any], npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 
 
-def plan_validation(
-    items: tuple[Item, ...], splits: tuple[Split, ...], output_shape: Shape, dims: int, seed: int
+def place_tiles(
+    tiles: npt.NDArray[np.int64], items: tuple[Item, ...], splits: tuple[Split, ...], tile: Shape
 ) -> npt.NDArray[np.int64]:
-    """Tile what is held out with patch outputs; at most 200, chosen by seed.
-
-    Returns
-    -------
-    ndarray of int64, shape (n, 2)
-        Volume, and linear index of the centre voxel in the labels.
-    """
+    """Turn volume and tile number into volume and centre voxel, both ``(n, 2)``."""
     rows = []
-    for index, (item, split) in enumerate(zip(items, splits, strict=True)):
-        if split.validation is None:
-            continue
-        step = (1,) * (item.labels.ndim - dims) + tuple(output_shape)
-        for block in BlockGrid(split.validation, step):
-            middle = [
-                min(a + s // 2, n - 1) for a, s, n in zip(block.inner.start, step, item.labels.shape, strict=True)
-            ]
-            rows.append((index, int(np.ravel_multi_index(middle, item.labels.shape))))
-    places = np.asarray(rows, np.int64).reshape(-1, 2)
-    if len(places) > _MOST_VALIDATION:
-        chosen = np.random.default_rng([seed, 4]).permutation(len(places))[:_MOST_VALIDATION]
-        places = places[np.sort(chosen)]
-    return places
+    for volume, number in tiles.tolist():
+        region, shape = splits[volume].validation, items[volume].labels.shape
+        assert region is not None
+        start = BlockGrid(region, tile)[number].inner.start
+        middle = [min(a + t // 2, n - 1) for a, t, n in zip(start, tile, shape, strict=True)]
+        rows.append((volume, int(np.ravel_multi_index(middle, shape))))
+    return np.asarray(rows, np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -92,10 +78,13 @@ class SampleBlock:
         rng = np.random.default_rng([self.seed, 5, _SPLITS[self.split], number])
         return displacement(rng, self.patch_shape, grid=self.elastic_grid, sigma=sigma)
 
-    def make_patch(self, volume: int, place: int, field: Field) -> Patch:
-        """Return image, target and weight of one patch, all moved by one field."""
+    def make_patch(self, volume: int, place: int, field: Field, start: Shape | None = None) -> Patch:
+        """Return image, target and weight of one patch, all moved by one field.
+
+        ``start`` is that of `start_of` if None.
+        """
         item = self.truths[volume].item
-        start = self._start(volume, place)
+        start = self.start_of(volume, place, field) if start is None else start
         image = self._image(item, start, field)
         target, weight = self._truth(volume, start, field)
         if not weight.any():
@@ -106,23 +95,61 @@ class SampleBlock:
         return image, target, weight
 
     def _start(self, volume: int, place: int) -> Shape:
-        """Return the first voxel of the patch's output in the raw volume, per grid axis.
+        """Put the centre in the middle of the output, and the output into its part of the split.
 
-        The output holds the centre and stays in its part of the split where that is large
-        enough, else in the volume.
+        Where that part is too small, the output stays in the volume.
         """
         item = self.truths[volume].item
-        n_lead = item.raw.ndim - len(self.margin)
         centre = np.unravel_index(place, item.labels.shape)
         allowed = getattr(self.splits[volume], self.split)
         start = []
         for axis, (c, offset, n) in enumerate(zip(centre, item.offset, item.raw.shape, strict=True)):
-            length = 1 if axis < n_lead else self.store.target_shape[axis - item.raw.ndim]
+            length = self._output_length(axis, item)
             low, high = allowed.start[axis] + offset, allowed.stop[axis] + offset
             if high - low < length:
                 low, high = 0, n
             start.append(int(min(max(int(c) + offset - length // 2, low), high - length)))
         return tuple(start)
+
+    def _output_length(self, axis: int, item: Item) -> int:
+        n_lead = item.raw.ndim - len(self.margin)
+        return 1 if axis < n_lead else self.store.target_shape[axis - item.raw.ndim]
+
+    def start_of(self, volume: int, place: int, field: Field) -> Shape:
+        """Return the first voxel of the patch's output in the raw volume, per grid axis.
+
+        A training patch moves away from what is held out, if its displaced context would reach
+        it, as far as its centre allows. What still reaches over is mirrored there, see `_domain`:
+        no training patch ever holds a voxel of the validation region.
+        """
+        from unetflow.numerics.elastic import source_box
+
+        start = self._start(volume, place)
+        item, cut = self.truths[volume].item, self.splits[volume].cut()
+        n_lead = item.raw.ndim - len(self.margin)
+        if self.split != "train" or cut is None or cut[0] < n_lead:
+            return start
+        axis, border = cut[0], cut[1] + item.offset[cut[0]]
+        needed = source_box(field, order=self._order_of(field)).stop[axis - n_lead]
+        over = start[axis] - self.margin[axis - n_lead] + needed - border
+        centre = int(np.unravel_index(place, item.labels.shape)[axis]) + item.offset[axis]
+        nearest = max(0, centre - self._output_length(axis, item) + 1)
+        moved = max(min(start[axis], nearest), start[axis] - max(0, over))
+        return (*start[:axis], moved, *start[axis + 1 :])
+
+    def _order_of(self, field: Field) -> int:
+        """Return the interpolation: an undisplaced patch is the volume's own voxels, bit for bit."""
+        return self.interpolation_order if field.vectors.any() else 0
+
+    def _domain(self, volume: int) -> Box:
+        """Return the part of the raw volume that this split may see; readers mirror at its border."""
+        item, cut = self.truths[volume].item, self.splits[volume].cut()
+        if self.split != "train" or cut is None:
+            return item.raw.box
+        axis, border = cut
+        stop = list(item.raw.shape)
+        stop[axis] = border + item.offset[axis]
+        return Box((0,) * item.raw.ndim, tuple(stop))
 
     def _image(self, item: Item, start: Shape, field: Field) -> npt.NDArray[Any]:
         from unetflow.numerics.elastic import source_box, warp_image
@@ -164,7 +191,7 @@ class SampleBlock:
         item = truth.item
         index = [
             mirror_indices(a, b, n) - offset
-            for a, b, n, offset in zip(box.start, box.stop, item.raw.shape, item.offset, strict=True)
+            for a, b, n, offset in zip(box.start, box.stop, self._domain(volume).shape, item.offset, strict=True)
         ]
         has_label = [(i >= 0) & (i < n) for i, n in zip(index, item.labels.shape, strict=True)]
         lead = (truth.n_classes,) if truth.is_multilabel else ()

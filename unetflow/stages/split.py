@@ -23,6 +23,13 @@ class Split:
     train: Box | None
     validation: Box | None
 
+    def cut(self) -> tuple[int, int] | None:
+        """Return the axis along which one volume serves both, and where validation begins there."""
+        if self.train is None or self.validation is None:
+            return None
+        axis = next(a for a, (t, v) in enumerate(zip(self.train.start, self.validation.start, strict=True)) if t != v)
+        return axis, self.validation.start[axis]
+
 
 def plan_split(
     items: tuple[Item, ...], dims: int, output_shape: Shape, margin: Shape, fraction: float, seed: int

@@ -240,8 +240,9 @@ def _recipe(made: Plan) -> Recipe:
         ema=train.ema or 0.0,
         seed=made.settings.run.seed,
         augmentation=Augmentation(
-            train.flips, train.turns and _is_square_plane(made), train.brightness, train.contrast, train.noise
-        ),
+            train.flips, train.turns and _is_square_plane(made), train.brightness, train.contrast, train.noise,
+            train.blur,
+        ),  # fmt: skip
         **{name: getattr(train, name) for name in same},
     )
 

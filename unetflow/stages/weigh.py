@@ -38,6 +38,11 @@ class WeighBlock:
 
         index, here = self.pieces.locate(block.number)
         truth = self.truths[index]
+        if here.inner.intersect(truth.item.region).size == 0:
+            # All of it is ignored, whatever the labels say there.
+            lead = (len(self.class_weights),) if truth.is_multilabel else ()
+            self.weights[index].write(here.inner, np.zeros((*lead, *here.inner.shape), np.float32))
+            return {}
         outer = here.outer.intersect(truth.item.labels.box)
         target, is_valid = truth.read(outer)
         make = multilabel_weight_map if truth.is_multilabel else weight_map

@@ -134,13 +134,13 @@ def create_patches(
     Parameters
     ----------
     shard_size : int, optional
-        Patches a shard; absent: about 64 MiB, and at least two shards where there are two patches.
+        Patches a shard; absent: `rows_a_shard`.
     """
     path = stores.normalise(path)
     if count < 1:
         raise ValueError(f"a patch store needs at least 1 patch, got {count}")
     raw = math.prod(image_shape) * np.dtype(image_dtype).itemsize + 3 * math.prod(target_shape)
-    size = shard_size or max(1, min(SHARD_BYTES // raw, -(-count // 2)))
+    size = shard_size or rows_a_shard(raw, count)
     patches = PatchStore(
         path, split, count, tuple(image_shape), tuple(target_shape), np.dtype(image_dtype).name, size
     )
@@ -158,6 +158,11 @@ def create_patches(
             dtype=patches._dtype(name),
         )
     return patches
+
+
+def rows_a_shard(patch_bytes: int, count: int) -> int:
+    """Return how many patches make a shard: up to 64 MiB, but 32 shards at least, for as many workers."""
+    return max(1, min(SHARD_BYTES // patch_bytes, -(-count // 32)))
 
 
 def open_patches(path: str | os.PathLike[str], split: str) -> PatchStore:

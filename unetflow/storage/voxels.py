@@ -12,12 +12,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from unetflow.geometry import Box, mirror_indices
+from unetflow.geometry import BlockGrid, Box, mirror_indices
 from unetflow.storage import array as arrays
 from unetflow.storage.array import AnyArray
 from unetflow.storage.describe import GRID_AXES, SPATIAL_AXES
 from unetflow.storage.digest import digest_of
+from unetflow.storage.presence import Integers, each_stored
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,26 @@ class Volume:
             arrays.read_region(self.path, self._stored_box(box), self._as_stored(out))
         return out
 
-    def read_mirrored(self, box: Box) -> AnyArray:
+    def read_mirrored(self, box: Box, domain: Box | None = None) -> AnyArray:
         """Return the voxels of any box, ``(C, *box.shape)``, mirrored where it leaves the volume.
 
-        The same as ``numpy.pad(mode="reflect")`` of the whole volume, repeated as needed.
+        The same as ``numpy.pad(mode="reflect")`` of the whole volume, repeated as needed; with
+        ``domain``, of that part of the volume, and nothing else is read.
         """
-        if self.box.contains(box):
+        domain = self.box if domain is None else domain
+        if domain.contains(box):
             return self.read(box)
         if box.size == 0:
             return np.empty((self.n_channels, *box.shape), self.dtype)
-        index = [mirror_indices(a, b, n) for a, b, n in zip(box.start, box.stop, self.shape, strict=True)]
+        local = box.relative_to(domain)
+        index = [
+            mirror_indices(a, b, n) + first
+            for a, b, n, first in zip(local.start, local.stop, domain.shape, domain.start, strict=True)
+        ]
         needed = Box(tuple(int(i.min()) for i in index), tuple(int(i.max()) + 1 for i in index))
         data = self.read(needed)
         for axis, along in enumerate(index):
-            if box.start[axis] < 0 or box.stop[axis] > self.shape[axis]:
+            if box.start[axis] < domain.start[axis] or box.stop[axis] > domain.stop[axis]:
                 data = data.take(along - needed.start[axis], axis=axis + 1)
         return data
 
@@ -151,6 +159,21 @@ class Volume:
             raise ValueError(f"data must be {self.dtype} or cast to it safely, got {data.dtype}; convert it")
         if box.size:
             arrays.write_region(self.path, self._stored_box(box), self._as_stored(data))
+
+    def stored_blocks(self, grid: BlockGrid) -> npt.NDArray[np.bool_]:
+        """Say which blocks would find a stored file in their outer box, ``(len(grid),)``.
+
+        The others hold nothing but `fill_value`. All are true where the store cannot be listed.
+        """
+        found = np.zeros(len(grid), bool)
+        order = [self.axes.index(a) for a in self.grid_axes]
+
+        def visit(starts: Integers, stops: Integers) -> None:
+            found[grid.numbers_reading(starts[:, order], stops[:, order])] = True
+
+        if not each_stored(self.path, visit):
+            found[:] = True
+        return found
 
     def digest(self) -> str:
         """Return the sha256 of the metadata and of size and time of up to 1,000 stored files."""

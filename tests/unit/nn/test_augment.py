@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,3 +59,46 @@ def test_noise_is_new_on_each_voxel_and_the_given_image_stays() -> None:
     result, _, _ = augment(image, image[0], image[0], how, np.random.default_rng(0))
     assert 0 < result.std() < 1.2
     assert not image.any()
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_blur_is_drawn_last_and_changes_nothing_else(noise: float) -> None:
+    image = np.random.default_rng(5).random((2, 4, 24, 24), np.float32)
+    clean_how = Augmentation(brightness=0.5, contrast=0.5)
+    how = dataclasses.replace(clean_how, noise=noise)
+    blurring = dataclasses.replace(how, blur=20.0)
+    for seed in range(5):
+        (clean, *_), (sharp, truth, _), (blurred, same_truth, _) = (
+            augment(image, image, image, one, np.random.default_rng(seed)) for one in (clean_how, how, blurring)
+        )
+        assert np.array_equal(truth, same_truth)
+        smooth = blurred - (sharp - clean)
+        assert smooth.std() < 0.6 * clean.std(), "the image is blurred, the noise is not"
+        assert np.allclose(smooth.mean((-2, -1)), clean.mean((-2, -1)), atol=0.1), "planes ran into each other"
+
+
+def test_blur_reaches_up_to_its_deviation_in_the_plane() -> None:
+    image = np.zeros((1, 3, 41, 41), np.float32)
+    image[0, 1, 20, 20] = 1
+    how = Augmentation(flips=False, turns=False, blur=2.0)
+    distance = np.arange(-20, 21)
+    widths = []
+    for seed in range(60):
+        result, _, _ = augment(image, image, image, how, np.random.default_rng(seed))
+        assert result.dtype == np.float32
+        assert not result[0, [0, 2]].any()
+        for axis in (0, 1):
+            widths.append(np.sqrt((result[0, 1].sum(axis) * distance**2).sum()))
+    assert 1.7 < max(widths) < 2.01
+    assert min(widths) < 0.3
+
+
+def test_a_blur_that_nobody_could_see_is_left_out() -> None:
+    image = np.random.default_rng(5).random((1, 12, 12), np.float32)
+    still = Augmentation(flips=False, turns=False)
+    for seed in range(20):
+        sharp, blurred = (
+            augment(image, image, image, how, np.random.default_rng(seed))[0]
+            for how in (still, dataclasses.replace(still, blur=0.099))
+        )
+        assert np.array_equal(sharp, blurred)
