@@ -148,7 +148,8 @@ def prepare(
             return prepare_plan.plan(settings).summary()
         return stage.prepare(settings, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed)
 
-    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow train")
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    show(result, common, None if plan else "next: unetflow train")
 
 
 @app.command()
@@ -181,7 +182,8 @@ def train(
                 settings, conditions=conditions, initial=initial, overwrite=overwrite, on_event=display
             )
 
-    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow segment VOLUME")
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    show(result, common, None if plan else "next: unetflow segment VOLUME")
 
 
 @app.command()
@@ -227,7 +229,8 @@ def segment(
             settings, volume, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
         )
 
-    show(run_stage(common, work, needs_cluster=not plan), common, None if plan else "next: unetflow evaluate OUT TRUTH")
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    show(result, common, None if plan else "next: unetflow evaluate OUT TRUTH")
 
 
 @app.command()

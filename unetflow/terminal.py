@@ -59,13 +59,18 @@ def _absolute(path: str) -> str | Path:
     return path if "://" in path else Path(path).absolute()
 
 
-def run_stage(common: Common, work: Callable[..., Result], *, needs_cluster: bool = True) -> Result:
-    """Run a stage with the cluster it asks for, and turn errors into exit codes."""
+def run_stage(
+    common: Common, work: Callable[..., Result], *, needs_cluster: bool = True, keeps_logs: bool = False
+) -> Result:
+    """Run a stage with the cluster it asks for, and turn errors into exit codes.
+
+    With ``keeps_logs``, warnings of workers go to files in ``RUN/logs``.
+    """
     _configure_logging(common)
     try:
         if not inspect.signature(work).parameters:
             return work()
-        return _run_on_cluster(common, work, needs_cluster=needs_cluster)
+        return _run_on_cluster(common, work, needs_cluster=needs_cluster, keeps_logs=keeps_logs)
     except (InputError, FileNotFoundError) as error:
         _fail(common, error, EXIT_USAGE)
     except Interrupted as error:
@@ -77,7 +82,9 @@ def run_stage(common: Common, work: Callable[..., Result], *, needs_cluster: boo
     raise AssertionError("unreachable")
 
 
-def _run_on_cluster(common: Common, work: Callable[..., Result], *, needs_cluster: bool) -> Result:
+def _run_on_cluster(
+    common: Common, work: Callable[..., Result], *, needs_cluster: bool, keeps_logs: bool
+) -> Result:
     from unetflow.stages.work import Conditions
 
     if not needs_cluster:
@@ -88,9 +95,10 @@ def _run_on_cluster(common: Common, work: Callable[..., Result], *, needs_cluste
 
     deadline = _deadline(common.deadline)
     name, options = _cluster_of(common)
+    logs = common.settings().run_folder / "logs" if keeps_logs else None
     with (
         stop_on_signals() as should_stop,
-        open_client(name, workers=common.workers, options=options) as client,
+        open_client(name, workers=common.workers, options=options, log_folder=logs) as client,
     ):
         stopper = should_stop if deadline is None else (lambda: should_stop() or time.monotonic() > deadline)
         return work(Conditions(client, make_progress(quiet=common.quiet), stopper, deadline))

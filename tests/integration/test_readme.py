@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,12 @@ def test_the_commands_for_own_data_work_in_their_order(tmp_path: Path, monkeypat
         result = CliRunner().invoke(app, [*words, *extra])
         assert result.exit_code == 0, (words, result.stderr)
     assert "ap50" in result.stdout
+    shutil.rmtree("raw.unetflow.zarr")
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)[0]
+    reading = 'load_settings("unetflow.toml"'
+    assert reading in code
+    exec(code.replace(reading, f"{reading}, {[word for word in SMALL if word != '--set']}"), {})
+    assert Path("raw.unetflow.zarr", "labels", "classes").is_dir()
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:

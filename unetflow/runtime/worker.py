@@ -24,9 +24,16 @@ def dask_setup(worker: Any) -> None:
         signal.signal(number, signal.SIG_IGN)
     folder = os.environ.get(LOG_FOLDER)
     if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(Path(folder, f"worker-{worker.name}.log"), delay=True)
+        handler = _LateFile(Path(folder, f"worker-{worker.name}.log"), delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"))
         handler.setLevel(logging.WARNING)
         for name in ("unetflow", "distributed"):
             logging.getLogger(name).addHandler(handler)
+
+
+class _LateFile(logging.FileHandler):
+    """A log file that exists, with its folder, from the first record on: a refused command leaves none."""
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
