@@ -44,6 +44,12 @@ def as_environment(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def threads_of_a_task() -> int:
+    """Return the threads that one task may use: its worker's share of the host, or all in one process."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(text) if text.isdigit() and int(text) > 0 else len(os.sched_getaffinity(0))
+
+
 def lend_environment(stack: ExitStack, environ: Mapping[str, str]) -> None:
     """Set the workers' variables in this process, which starts them, until ``stack`` closes.
 

@@ -36,7 +36,8 @@ def each_stored(path: str, visit: Callable[[Integers, Integers], None]) -> bool:
         Whether the store could be listed; if not, ``visit`` was not called.
     """
     array = open_array(path)
-    if not array.store.supports_listing:
+    # Web servers list nothing, though their file system claims it.
+    if path.startswith(("http://", "https://")) or not array.store.supports_listing:
         return False
     stores.run(_walk(array, visit))
     return True
