@@ -248,3 +248,28 @@ def test_a_bad_region_is_refused_with_the_rule_and_the_value(text: str, message:
     with pytest.raises(InputError, match=message) as refusal:
         parse_roi(text, (8, 9))
     assert f"got '{text}'" in str(refusal.value)
+
+
+@given(st.data())
+def test_blocks_that_read_a_box_are_found_without_asking_each(data: st.DataObject) -> None:
+    ndim = data.draw(st.integers(1, 3))
+    lengths = st.tuples(*[st.integers(1, 12)] * ndim)
+    halos = st.tuples(*[st.integers(0, 5)] * ndim)
+    shape, block = data.draw(lengths), data.draw(lengths)
+    domain = Box.of_shape(shape).shift(data.draw(halos))
+    grid = BlockGrid(domain, block, data.draw(halos), data.draw(halos))
+    starts = np.array(data.draw(st.lists(st.tuples(*[st.integers(-6, 20)] * ndim), max_size=4)), np.int64)
+    starts = starts.reshape(-1, ndim)
+    stops = starts + data.draw(lengths)
+    found = set(grid.numbers_reading(starts, stops).tolist())
+    boxes = [Box(tuple(a), tuple(b)) for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    # Of blocks that the domain cuts short, the halo may be taken from the full block.
+    whole = [
+        Box(b.inner.start, tuple(a + n for a, n in zip(b.inner.start, block, strict=True))).grow(
+            grid.before, grid.after
+        )
+        for b in grid
+    ]
+    must = {b.number for b in grid if any(b.outer.intersect(box).size for box in boxes)}
+    may = {n for n, outer in enumerate(whole) if any(outer.intersect(box).size for box in boxes)}
+    assert must <= found <= may
