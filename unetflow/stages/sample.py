@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class SampleBlock:
     elastic_grid: int
     elastic_sigma: float
     interpolation_order: int
+    class_weights: list[Any] = dataclasses.field(default_factory=list)
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
@@ -161,15 +163,10 @@ class SampleBlock:
         lead = start[: -len(self.margin)]
         source = item.raw.read_mirrored(_in_plane(needed.shift(origin), lead))
         source = source.reshape(len(source), *needed.shape)
-        moved = warp_image(source, field.coordinates(origin=needed.start), order)
-        dtype = np.dtype(item.raw.dtype)
-        if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
-            moved = np.clip(np.rint(moved), limits.min, limits.max)
-        return moved.astype(dtype)
+        return warp_image(source, needed, field, order=order, dtype=item.raw.dtype)
 
     def _truth(self, volume: int, start: Shape, field: Field) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        from unetflow.numerics.elastic import source_box, warp_labels, warp_weight
+        from unetflow.numerics.elastic import source_box, warp_truth
 
         dims = len(self.margin)
         shape = self.store.target_shape[-dims:]
@@ -178,11 +175,9 @@ class SampleBlock:
         origin = tuple(a - m for a, m in zip(start[-dims:], self.margin, strict=True))
         box = _in_plane(needed.shift(origin), start[:-dims])
         target, weight = self._read_truth(volume, box)
-        coordinates = field.coordinates(output, origin=needed.start)
         squeeze = (*target.shape[: target.ndim - box.ndim], *needed.shape)
-        return (
-            np.asarray(warp_labels(target.reshape(squeeze), coordinates), np.uint8),
-            warp_weight(weight.reshape(squeeze), coordinates),
+        return warp_truth(
+            target.reshape(squeeze), weight.reshape(squeeze), needed, field, output, class_weights=self.class_weights
         )
 
     def _read_truth(self, volume: int, box: Box) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:

@@ -7,6 +7,7 @@ is counted by arithmetic, weighs what the weight array is filled with, and needs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,18 +86,21 @@ def _is_fill_ignored(item: Item) -> bool:
 
 
 def _touching(grid: BlockGrid, box: Box) -> Mask:
-    flags = np.zeros(len(grid), bool)
-    flags[grid.numbers_reading(np.array([box.start]), np.array([box.stop]))] = True
-    return flags
+    """Say which blocks share a voxel with a box."""
+    return _where(grid, lambda starts, stops, axis: (starts < box.stop[axis]) & (stops > box.start[axis]))
 
 
 def _inside(grid: BlockGrid, box: Box) -> Mask:
     """Say which blocks lie wholly inside a box."""
+    return _where(grid, lambda starts, stops, axis: (starts >= box.start[axis]) & (stops <= box.stop[axis]))
+
+
+def _where(grid: BlockGrid, holds: Callable[[Integers, Integers, int], Mask]) -> Mask:
+    """Ask each axis by itself: what must hold of a block must hold along all of them."""
     flags = np.ones(grid.counts, bool)
     for axis, (count, length) in enumerate(zip(grid.counts, grid.block_shape, strict=True)):
         starts = grid.domain.start[axis] + np.arange(count) * length
-        stops = np.minimum(starts + length, grid.domain.stop[axis])
-        along = (starts >= box.start[axis]) & (stops <= box.stop[axis])
+        along = holds(starts, np.minimum(starts + length, grid.domain.stop[axis]), axis)
         flags &= along.reshape([-1 if a == axis else 1 for a in range(len(grid.counts))])
     return flags.reshape(-1)
 
