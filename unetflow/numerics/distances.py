@@ -3,19 +3,23 @@
 Squared distances split by axis, so the nearest object of a voxel is found along one axis from
 what was found along the axes before. The same holds for the two nearest *distinct* objects if
 both travel: an object that is not among the two nearest of a voxel cannot become one of the
-two nearest through that voxel, for those two come along.
+two nearest through that voxel, for those two come along. Only the nearest needs its name. A
+second distance is passed on without one: should it belong to the listener's own nearest, then
+the first distance of the same voxel, which is no longer, belongs to another and has set the
+listener's second already.
 
-Along an axis each voxel hears the others, nearest first, and stops as soon as the distance
-along the axis alone is longer than its second best, or than ``cut``. A voxel in between whose
-word is at least as good silences those behind it: the inside of an object says nothing that
-its surface does not. Distances are
-float32 sums in the order of the axes, of terms that depend on the offset alone; the minimum
-of the same terms is the same bits whatever box of voxels surrounds them.
+Along an axis each voxel hears its neighbours, one step farther at a time on both sides, until
+the step alone is longer than its second best, or than ``cut``. Voxels listen in runs of 64,
+which vector instructions serve at once. Distances are float32 sums in the order of the axes,
+of terms that depend on the offset alone; the minimum of the same terms is the same bits
+whatever box of voxels surrounds them, and whichever thread takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numba
@@ -25,14 +29,25 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Squared = npt.NDArray[np.float32]
 Objects = npt.NDArray[np.int32]
-Integers = npt.NDArray[np.int64]
+Index = np.uint64
 
-# Lines are copied to a buffer in groups, or each voxel of a line would cost a cache line.
-_N_LINES = 16
+# Voxels that listen together.
+_RUN = 64
+# What a run knows is three planes in one array, so that the compiler sees that they lie apart:
+# first and second distance, and the nearest object. Distances are there as their bits, which
+# order as the distances do while those are not negative.
+# All indices of the inner loops are unsigned: numba bends a signed one below 0 round to the
+# end of the array, and then the compiler finds no vector instructions.
+_SECOND, _NAME = np.uint64(_RUN), np.uint64(2 * _RUN)
+_LANES = np.uint64(_RUN)
+_FAR = np.float32(np.inf).view(np.int32)
+
+# More pieces than threads, for lines with many objects near are done sooner.
+_PIECES_PER_THREAD = 4
 
 
 def two_nearest_squared(
-    ids: Array, voxel_size: Sequence[float], cut: float, planar: Sequence[bool] | None = None
+    ids: Array, voxel_size: Sequence[float], cut: float, planar: Sequence[bool] | None = None, threads: int = 1
 ) -> tuple[Squared, Squared]:
     """Return the squared distances to the two nearest objects, infinite beyond ``cut``.
 
@@ -46,6 +61,8 @@ def two_nearest_squared(
         Longest distance of interest.
     planar : sequence of bool, optional
         True for axes along which no distance is measured.
+    threads : int
+        Threads that share the lines of an axis; the result does not depend on it.
 
     Returns
     -------
@@ -58,141 +75,176 @@ def two_nearest_squared(
     >>> first.tolist(), second.tolist()
     ([0.0, 4.0, 4.0, 0.0], [36.0, 16.0, 16.0, 36.0])
     """
-    nearest = _as_int32(ids)
-    next_nearest = np.zeros(ids.shape, np.int32)
-    first = np.where(nearest > 0, np.float32(0), np.float32(np.inf))
-    second = np.full(ids.shape, np.inf, np.float32)
+    nearest = _numbered(ids)
+    first, second = np.full(ids.shape, np.inf, np.float32), np.full(ids.shape, np.inf, np.float32)
+    first[nearest > 0] = 0
     flags = [False] * ids.ndim if planar is None else planar
+    flat = first.reshape(-1), second.reshape(-1), nearest.reshape(-1)
     for axis, (size, is_planar) in enumerate(zip(voxel_size, flags, strict=True)):
-        if is_planar or ids.shape[axis] == 1:
+        length = ids.shape[axis]
+        if is_planar or length == 1 or ids.size == 0:
             continue
-        steps = np.arange(ids.shape[axis], dtype=np.float64)
+        steps = np.arange(length, dtype=np.float64)
         along = ((steps * float(size)) ** 2).astype(np.float32)
         limit = np.float32(cut * cut)
         along = along[: np.searchsorted(along, limit, side="right")]
-        lines = [_in_lines(array, axis) for array in (first, second, nearest, next_nearest)]
-        _spread(lines[0], lines[1], lines[2], lines[3], along, limit)
+        n_after = int(np.prod(ids.shape[axis + 1 :]))
+        n_abreast = min(n_after, int(_RUN))
+        n_bundles = ids.size // (length * n_after) * -(-n_after // n_abreast)
+        share_out(partial(_spread, *flat, length, n_after, n_abreast, along, limit), n_bundles, threads)
     return first, second
 
 
-def _as_int32(ids: Array) -> Objects:
+def share_out(work: Callable[[int, int], object], n_items: int, threads: int) -> None:
+    """Call ``work(begin, end)`` for pieces that cover ``n_items``, on so many threads.
+
+    ``work`` must let go of the interpreter, as kernels with ``nogil`` do.
+
+    Raises
+    ------
+    ValueError
+        If ``threads`` is below 1.
+    """
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads == 1:
+        work(0, n_items)
+        return
+    bounds = np.linspace(0, n_items, _PIECES_PER_THREAD * threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))
+
+
+def _numbered(ids: Array) -> Objects:
     """Return the ids as fresh int32, renumbered where they do not fit; 0 or less is 0."""
-    if ids.size and ids.max() > np.iinfo(np.int32).max:
-        values, inverse = np.unique(ids, return_inverse=True)
-        numbers = np.where(values > 0, np.arange(1, len(values) + 1), 0)
-        return np.asarray(numbers[inverse].reshape(ids.shape), np.int32)
-    return np.array(np.maximum(ids, ids.dtype.type(0)), np.int32)
-
-
-def _in_lines(array: Array, axis: int) -> Array:
-    """View a C-contiguous array as (before, axis, after)."""
-    return array.reshape(int(np.prod(array.shape[:axis])), array.shape[axis], -1)
+    numbers = np.zeros(ids.shape, np.int32)
+    if ids.size == 0 or ids.max() <= np.iinfo(np.int32).max:
+        np.copyto(numbers, ids, where=ids > 0, casting="unsafe")
+        return numbers
+    # In slices, or sorting would take many times the memory of the ids.
+    axis = int(np.argmax(ids.shape))
+    parts = np.array_split(ids, 16, axis)
+    values = np.zeros(0, ids.dtype)
+    for part in parts:
+        values = np.union1d(values, part[part > 0])
+    for part, out in zip(parts, np.array_split(numbers, 16, axis), strict=True):
+        out[...] = np.where(part > 0, np.searchsorted(values, part) + 1, 0)
+    return numbers
 
 
 @numba.njit(cache=True, nogil=True)
 def _spread(
-    first: Squared, second: Squared, nearest: Objects, next_nearest: Objects, along: Squared, limit: np.float32
-) -> None:
-    """Carry the two nearest of each voxel along axis 1, in place, as far as ``along`` reaches."""
-    n_before, n, n_after = first.shape
-    line = (np.empty((_N_LINES, n), np.float32), np.empty((_N_LINES, n), np.float32))
-    names = (np.empty((_N_LINES, n), np.int32), np.empty((_N_LINES, n), np.int32))
-    links = (np.empty(n, np.int64), np.empty(n, np.int64))
-    for before in range(n_before):
-        for start in range(0, n_after, _N_LINES):
-            n_lines = min(_N_LINES, n_after - start)
-            for i in range(n):
-                for k in range(n_lines):
-                    line[0][k, i] = first[before, i, start + k]
-                    line[1][k, i] = second[before, i, start + k]
-                    names[0][k, i] = nearest[before, i, start + k]
-                    names[1][k, i] = next_nearest[before, i, start + k]
-            for k in range(n_lines):
-                _spread_line(
-                    line[0][k], line[1][k], names[0][k], names[1][k], along, limit, links[0], links[1],
-                    first[before, :, start + k], second[before, :, start + k],
-                    nearest[before, :, start + k], next_nearest[before, :, start + k],
-                )  # fmt: skip
-
-
-@numba.njit(cache=True, nogil=True)
-def _spread_line(
-    d1: Squared, d2: Squared, name1: Objects, name2: Objects,
-    along: Squared, limit: np.float32, before: Integers, behind: Integers,
-    out_d1: Squared, out_d2: Squared, out_name1: Objects, out_name2: Objects,
+    first: Squared, second: Squared, nearest: Objects, n: int, n_after: int, n_abreast: int,
+    along: Squared, limit: np.float32, begin: int, end: int,
 ) -> None:  # fmt: skip
-    n_steps = len(along)
-    _link(d1, d2, name1, name2, along, before, behind)
-    for i in range(len(d1)):
-        best1, best2, object1, object2 = d1[i], d2[i], name1[i], name2[i]
-        left, right = before[i], behind[i]
-        while True:
-            if i - left <= right - i:
-                j, k = left, i - left
-                left = before[max(left, 0)]
-            else:
-                j, k = right, right - i
-                right = behind[min(right, len(d1) - 1)]
-            if k >= n_steps or along[k] >= best2:
-                break
-            near = d1[j] + along[k]
-            if near >= best2:
-                continue
-            if name1[j] == object1:
-                best1 = min(best1, near)
-            elif near < best1:
-                best2, object2 = best1, object1
-                best1, object1 = near, name1[j]
-            else:
-                best2, object2 = near, name1[j]
-            far = d2[j] + along[k]
-            if far < best2 and name2[j] != object1:
-                best2, object2 = far, name2[j]
-        # What lies beyond the cut may or may not be in the box: it must leave no trace.
-        out_d1[i] = best1 if best1 <= limit else np.inf
-        out_d2[i] = best2 if best2 <= limit else np.inf
-        out_name1[i], out_name2[i] = object1 if best1 <= limit else 0, object2 if best2 <= limit else 0
+    """Carry the two nearest of each voxel along one axis, in place, as far as ``along`` reaches.
 
-
-@numba.njit(cache=True, nogil=True)
-def _link(
-    d1: Squared, d2: Squared, name1: Objects, name2: Objects, along: Squared,
-    before: Integers, behind: Integers,
-) -> None:  # fmt: skip
-    """Link each voxel to the next ones on both sides that have something to tell."""
-    n, n_steps = len(d1), len(along)
-    nobody = -n_steps - n
-    for i in range(n):
-        before[i] = nobody
-        if i > 0:
-            is_heard = _tells_more(d1, d2, name1, name2, i - 1, i, along)
-            before[i] = i - 1 if is_heard else before[i - 1]
-    nobody = n_steps + 2 * n
-    for i in range(n - 1, -1, -1):
-        behind[i] = nobody
-        if i < n - 1:
-            is_heard = _tells_more(d1, d2, name1, name2, i + 1, i, along)
-            behind[i] = i + 1 if is_heard else behind[i + 1]
-
-
-@numba.njit(cache=True, nogil=True)
-def _tells_more(
-    d1: Squared, d2: Squared, name1: Objects, name2: Objects, j: int, neighbour: int, along: Squared
-) -> bool:
-    """Say whether voxel ``j`` knows what its neighbour, and all behind that, do not.
-
-    The neighbour is one step nearer to them. If it knows the same object at most one step's
-    square farther, its own word is at least as good: (k + 1)^2 is at least k^2 + 1.
+    The arrays are flat views of (before, n, n_after). Lines that lie side by side in memory are
+    done abreast: bundles ``begin`` to ``end`` of up to ``n_abreast`` of them.
     """
-    step = along[1] if len(along) > 1 else along[0]
-    for d, name in ((d1[j], name1[j]), (d2[j], name2[j])):
-        if name == 0:
+    reach, edge = len(along), len(along) * n_abreast  # at the edge nobody is there to tell
+    n_runs = -(-n * n_abreast // _RUN)
+    d1 = np.full(2 * edge + n_runs * _RUN, np.inf, np.float32)
+    d2, name = d1.copy(), np.zeros(len(d1), np.int32)
+    tells = np.zeros(len(d1) // _RUN + 2, np.bool_)
+    known, heard = np.empty(3 * _RUN, np.int32), np.empty(3 * _RUN, np.int32)
+    n_across = -(-n_after // n_abreast)
+    # Lines that fill their memory are one row of all their voxels.
+    n_rows = 1 if n_abreast == n_after else n
+    for bundle in range(begin, end):
+        across = bundle % n_across * n_abreast
+        start = bundle // n_across * n * n_after + across
+        width = n * n_after if n_rows == 1 else min(n_abreast, n_after - across)
+        for row in range(n_rows):
+            here, there = start + row * n_after, edge + row * n_abreast
+            _copy(first, here, d1, there, width)
+            _copy(second, here, d2, there, width)
+            _copy(nearest, here, name, there, width)
+        if not _find_who_tells(d1, tells):
             continue
-        known = np.float32(np.inf)
-        if name == name1[neighbour]:
-            known = d1[neighbour]
-        elif name == name2[neighbour]:
-            known = d2[neighbour]
-        if known > d + step:
-            return True
-    return False
+        for i in range(n_runs):
+            middle = edge + i * _RUN
+            farthest = _begin(d1, d2, name, np.uint64(middle), known)
+            for k in range(1, reach):
+                if np.float32(along[k]).view(np.int32) >= farthest:
+                    break
+                left, right = middle - k * n_abreast, middle + k * n_abreast
+                if not (_is_told(tells, left) or _is_told(tells, right)):
+                    continue
+                _hear(d1, d2, name, np.uint64(left), along[k], known, heard)
+                farthest = _hear(d1, d2, name, np.uint64(right), along[k], heard, known)
+            here, width_of_run = start + i * n_after, width
+            if n_rows == 1:
+                here, width_of_run = start + i * _RUN, min(_RUN, width - i * _RUN)
+            _end(known, limit, first, second, nearest, np.uint64(here), np.uint64(width_of_run))
+
+
+@numba.njit(cache=True, nogil=True)
+def _copy(source: Array, start: int, target: Array, to: int, width: int) -> None:
+    for i in range(np.uint64(width)):
+        target[np.uint64(to) + i] = source[np.uint64(start) + i]
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_who_tells(d1: Squared, tells: npt.NDArray[np.bool_]) -> bool:
+    """Mark the runs with any voxel that knows an object, and say whether there are any."""
+    is_any = False
+    for run in range(len(d1) // _RUN + 1):
+        is_told = False
+        for i in range(run * _RUN, min((run + 1) * _RUN, len(d1))):
+            is_told |= d1[i] < np.inf
+        tells[run] = is_told
+        is_any |= is_told
+    return is_any
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_told(tells: npt.NDArray[np.bool_], start: int) -> bool:
+    return bool(tells[start // _RUN] or tells[start // _RUN + 1])
+
+
+@numba.njit(cache=True, nogil=True)
+def _begin(d1: Squared, d2: Squared, name: Objects, at: Index, known: Objects) -> np.int32:
+    """Fill in what the voxels of a run know by themselves; return their longest distance."""
+    farthest = np.int32(0)
+    for i in range(_LANES):
+        best2 = np.float32(d2[at + i]).view(np.int32)
+        known[i], known[_SECOND + i] = np.float32(d1[at + i]).view(np.int32), best2
+        farthest = max(farthest, best2)
+    for i in range(_LANES):
+        known[_NAME + i] = name[at + i]
+    return farthest
+
+
+@numba.njit(cache=True, nogil=True)
+def _hear(
+    d1: Squared, d2: Squared, name: Objects, at: Index, step: np.float32, known: Objects, heard: Objects
+) -> np.int32:
+    """Take in what the voxels from ``at`` know, a step away; return the longest distance left.
+
+    Without branches, and out of place: else the compiler stores under a mask, which is slow.
+    """
+    farthest = np.int32(0)
+    for i in range(_LANES):
+        near, far = np.float32(d1[at + i] + step).view(np.int32), np.float32(d2[at + i] + step).view(np.int32)
+        best1, best2, own = known[i], known[_SECOND + i], known[_NAME + i]
+        # Of two nearest, the farther may be second, unless both are one object.
+        lost = _FAR if name[at + i] == own else max(near, best1)
+        best2 = min(best2, min(lost, far))
+        heard[i], heard[_SECOND + i] = min(near, best1), best2
+        heard[_NAME + i] = name[at + i] if near < best1 else own
+        farthest = max(farthest, best2)
+    return farthest
+
+
+@numba.njit(cache=True, nogil=True)
+def _end(
+    known: Objects, limit: np.float32, first: Squared, second: Squared, nearest: Objects, start: Index, width: Index
+) -> None:
+    """Write what a run knows; what lies beyond the cut may or may not be in the box, and leaves no trace."""
+    for i in range(width):
+        best1, best2 = np.int32(known[i]).view(np.float32), np.int32(known[_SECOND + i]).view(np.float32)
+        first[start + i] = best1 if best1 <= limit else np.float32(np.inf)
+        second[start + i] = best2 if best2 <= limit else np.float32(np.inf)
+    for i in range(width):
+        nearest[start + i] = known[_NAME + i] if first[start + i] <= limit else 0

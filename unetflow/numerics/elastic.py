@@ -1,8 +1,8 @@
 """Smooth random displacement: one field moves image, target and weight of a patch.
 
 Random vectors stand on a coarse grid whose corners are the corners of the patch; a natural
-cubic spline runs between them [1]_. The spline is separable, so a field is a small matrix per
-axis. Where it would fold the patch over itself, the vectors are scaled down.
+cubic spline runs between them [1]_. Where it would fold the patch over itself, the vectors are
+scaled down.
 
 All positions are in voxels, from the patch's first voxel.
 
@@ -15,25 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from scipy.interpolate import CubicSpline
 
 from unetflow.geometry import Box
+from unetflow.numerics import cubic, gridspline, resample
+from unetflow.numerics.folding import SMALLEST_JACOBIAN, largest_factor
+from unetflow.numerics.gridspline import Floats, Grid
+from unetflow.numerics.resample import Array, Moved, Singles
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "SMALLEST_JACOBIAN", "Field", "displacement", "source_box", "warp_image", "warp_labels", "warp_truth",
+]  # fmt: skip
 
-SMALLEST_JACOBIAN = 0.2
-
-# Context around the displaced positions: the spline filter of order 3 falls by 0.27 a voxel.
-_MARGIN = {0: 1, 1: 1, 3: 12}
-
+# Voxels read beyond the displaced positions; the splines of order 3 have two more than their filter.
+_MARGIN = {0: 1, 1: 1, 3: cubic.REACH + 2}
 
 @dataclass(frozen=True, eq=False)
 class Field:
@@ -61,7 +59,9 @@ class Field:
     def values(self, box: Box | None = None) -> Floats:
         """Return the displacements (ndim, *box) of a box of the patch; of all of it if None."""
         box = Box.of_shape(self.shape) if box is None else box
-        return _evaluate(self.vectors, [m[s] for m, s in zip(self._bases(), box.slices, strict=True)])
+        out = np.empty((3, *(1,) * (3 - box.ndim), *box.shape))
+        gridspline.fill(self.grid(box), out)
+        return out[3 - box.ndim :].reshape(-1, *box.shape)
 
     def coordinates(self, box: Box | None = None, origin: Sequence[int] | None = None) -> Floats:
         """Return the source positions (ndim, *box), counted from ``origin`` of the patch.
@@ -76,8 +76,19 @@ class Field:
             result[axis] += np.arange(start - offset, stop - offset).reshape(along)
         return result
 
-    def _bases(self) -> list[Floats]:
-        return [_basis(n, g, 0) for n, g in zip(self.shape, self.vectors.shape[1:], strict=True)]
+    def grid(self, box: Box) -> Grid:
+        """Return what the kernels need to work out the displacements of a box."""
+        bases = [
+            gridspline.basis(n, g)[:, s]
+            for n, g, s in zip(self.shape, self.vectors.shape[1:], box.slices, strict=True)
+        ]
+        return gridspline.in_three_axes(self.vectors, bases)
+
+    @property
+    def is_moved(self) -> Moved:
+        """Whether anything moves along z, y and x."""
+        z, y, x = [False] * (3 - len(self.shape)) + [bool(along.any()) for along in self.vectors]
+        return z, y, x
 
 
 def displacement(
@@ -112,7 +123,7 @@ def displacement(
     draw = np.random.default_rng(rng).standard_normal((len(shape), *(grid,) * len(shape)))
     vectors = draw * np.reshape(sigma, (-1, *(1,) * len(shape)))
     # Nothing lies along an axis of length 1: its vectors are those of the first grid point.
-    factor = _largest_factor(vectors, shape)
+    factor = largest_factor(vectors, shape)
     return Field(vectors * factor, shape, factor)
 
 
@@ -122,130 +133,131 @@ def source_box(field: Field, box: Box | None = None, *, order: int = 1) -> Box:
     It includes the context of the interpolation ``order``, and may reach over the patch on
     every side; the reader mirrors what lies outside the volume.
     """
-    at = field.coordinates(box).reshape(len(field.shape), -1)
+    box = Box.of_shape(field.shape) if box is None else box
+    low, high = (at[3 - box.ndim :] + box.start for at in gridspline.ranges(field.grid(box)))
     # An axis that is not displaced is read at whole voxels, which need no context.
-    margins = [_MARGIN[order] if along.any() else 0 for along in field.vectors]
+    margins = [_MARGIN[order] if is_moved else 0 for is_moved in field.is_moved[3 - box.ndim :]]
     return Box(
-        tuple(int(np.floor(low)) - margin for low, margin in zip(at.min(axis=1), margins, strict=True)),
-        tuple(int(np.ceil(high)) + margin + 1 for high, margin in zip(at.max(axis=1), margins, strict=True)),
+        tuple(int(np.floor(at)) - margin for at, margin in zip(low, margins, strict=True)),
+        tuple(int(np.ceil(at)) + margin + 1 for at, margin in zip(high, margins, strict=True)),
     )
 
 
-def warp_image(source: Array, coordinates: Floats, order: int = 1) -> npt.NDArray[np.float32]:
+def warp_image(
+    source: Array,
+    needed: Box,
+    field: Field,
+    box: Box | None = None,
+    *,
+    order: int = 1,
+    dtype: npt.DTypeLike = np.float32,
+) -> Array:
     """Read an image at displaced positions.
 
     Parameters
     ----------
-    source : ndarray, shape (C, *source box)
-    coordinates : ndarray of float64, shape (ndim, *S)
-        See `Field.coordinates`, with the source box as origin.
+    source : ndarray, shape (C, *needed)
+    needed : Box
+        Where the source lies, as seen from the patch: what `source_box` gave, or more.
+    field : Field
+    box : Box, optional
+        The part of the patch that is wanted; all of it if None.
     order : {0, 1, 3}
         Of the spline: nearest, linear or cubic.
+    dtype : dtype
+        Of the result. Integers are rounded to the nearest, and keep within their range.
 
     Returns
     -------
-    ndarray of float32, shape (C, *S)
+    ndarray of ``dtype``, shape (C, *box)
     """
-    result = np.empty((len(source), *coordinates.shape[1:]), np.float32)
-    for channel, out in zip(source, result, strict=True):
-        ndimage.map_coordinates(channel.astype(np.float32), coordinates, out, order, mode="mirror")
-    return result
+    box = Box.of_shape(field.shape) if box is None else box
+    if order == 0:
+        return warp_labels(source, needed, field, box).astype(dtype, copy=False)
+    voxels = _in_three_axes(source, box)
+    if order == 3:
+        sample, voxels = cubic.cubic, cubic.coefficients(voxels, field.is_moved)
+    else:
+        sample, voxels = resample.linear, voxels.astype(np.float32, copy=False)
+    out = np.empty((len(source), *box.shape), np.float32)
+    sample(voxels, field.grid(box), _first(box, needed), field.is_moved, _in_three_axes(out, box))
+    return _as_dtype(out, np.dtype(dtype))
 
 
-def warp_labels(source: Array, coordinates: Floats) -> Array:
-    """Read labels ([K, ]*source box) at the nearest voxel to displaced positions ([K, ]*S)."""
-    at: tuple[Any, ...] = (..., *_nearest(coordinates, source.shape[-len(coordinates) :]))
-    return np.asarray(source[at])
+def warp_labels(source: Array, needed: Box, field: Field, box: Box | None = None) -> Array:
+    """Read labels ([K, ]*needed) at the voxels nearest to displaced positions, ([K, ]*box).
+
+    Other arguments as in `warp_image`.
+    """
+    box = Box.of_shape(field.shape) if box is None else box
+    out = np.empty((*source.shape[: source.ndim - box.ndim], *box.shape), source.dtype)
+    # Bits are copied, whatever they mean: fewer kinds of kernels are compiled.
+    bits = np.dtype(f"u{source.dtype.itemsize}")
+    voxels = _in_three_axes(source, box).view(bits)
+    resample.nearest(voxels, field.grid(box), _first(box, needed), _in_three_axes(out, box).view(bits))
+    return out
 
 
-def warp_weight(source: Array, coordinates: Floats) -> npt.NDArray[np.float32]:
-    """Read weights ([K, ]*source box) at displaced positions, linearly, ([K, ]*S).
+def warp_truth(
+    target: npt.NDArray[np.uint8],
+    weight: Singles,
+    needed: Box,
+    field: Field,
+    box: Box | None = None,
+    *,
+    class_weights: npt.ArrayLike = 0.0,
+) -> tuple[npt.NDArray[np.uint8], Singles]:
+    """Read targets at the nearest voxels to displaced positions, and weights linearly.
 
     What weighs 0 is ignored, and stays ignored: a position whose nearest voxel weighs 0 gets 0.
+    Elsewhere the linear mean must not take from a class what balances it: no weight comes below
+    that of its target's class.
+
+    Parameters
+    ----------
+    target : ndarray of uint8, shape ([K, ]*needed)
+    weight : ndarray of float32, shape ([K, ]*needed)
+    needed, field, box
+        As in `warp_image`.
+    class_weights : array_like of float, shape (N,) or (K, N)
+        Smallest weight for each value of the target; with a leading axis of targets, a row for
+        each of them.
+
+    Returns
+    -------
+    target, weight : ndarray of uint8 and of float32, shape ([K, ]*box)
     """
-    channels = source.reshape(-1, *source.shape[source.ndim - len(coordinates) :])
-    weight = warp_image(channels, coordinates, order=1)
-    weight[warp_labels(channels, coordinates) == 0] = 0
-    return weight.reshape(*source.shape[: source.ndim - len(coordinates)], *weight.shape[1:])
+    box = Box.of_shape(field.shape) if box is None else box
+    lead = target.shape[: target.ndim - box.ndim]
+    out_target, out_weight = np.empty((*lead, *box.shape), np.uint8), np.empty((*lead, *box.shape), np.float32)
+    targets, weights = _in_three_axes(target, box), _in_three_axes(weight, box)
+    table = np.atleast_2d(np.asarray(class_weights, np.float32))
+    smallest = np.zeros((len(targets), 256), np.float32)
+    smallest[:, : table.shape[1]] = table
+    resample.truth(
+        targets, weights, smallest, field.grid(box), _first(box, needed), field.is_moved,
+        _in_three_axes(out_target, box), _in_three_axes(out_weight, box),
+    )  # fmt: skip
+    return out_target, out_weight
 
 
-def _nearest(coordinates: Floats, shape: Sequence[int]) -> tuple[npt.NDArray[np.int64], ...]:
-    return tuple(
-        np.clip(np.floor(along + 0.5).astype(np.int64), 0, n - 1) for along, n in zip(coordinates, shape, strict=True)
-    )
+def _in_three_axes(array: Array, box: Box) -> Array:
+    """View the array as (C, Z, Y, X), or copy it if it is not C-contiguous or cannot be written."""
+    # Kernels would be compiled once more for another kind of array.
+    whole = np.require(array, requirements=["C", "W"])
+    return whole.reshape(-1, *(1,) * (3 - box.ndim), *array.shape[array.ndim - box.ndim :])
 
 
-@lru_cache(maxsize=64)
-def _basis(n: int, grid: int, derivative: int) -> Floats:
-    """Return the (n, grid) matrix from values at grid points to voxels, or to their slopes."""
-    at = np.linspace(0.0, 1.0, n) if n > 1 else np.zeros(1)
-    spline = CubicSpline(np.linspace(0.0, 1.0, grid), np.eye(grid), bc_type="natural")
-    basis: Floats = spline(at, derivative) / (n - 1) ** derivative if n > 1 else spline(at) * (1 - derivative)
-    basis.flags.writeable = False
-    return basis
+def _first(box: Box, needed: Box) -> tuple[int, int, int]:
+    """Return where the first voxel of ``box`` lies in an array of ``needed``."""
+    z, y, x = (0,) * (3 - box.ndim) + box.relative_to(needed).start
+    return z, y, x
 
 
-def _evaluate(vectors: Floats, bases: Sequence[Floats]) -> Floats:
-    """Apply one matrix per axis to (ndim, *grid).
-
-    Plain sums, for a matrix product may round otherwise on another number of threads.
-    """
-    values = vectors
-    for basis in bases:
-        # The axis in front of the others moves to the end, so that each round meets the next.
-        spread = values[:, 0, ..., None] * basis[:, 0]
-        for point in range(1, basis.shape[1]):
-            spread += values[:, point, ..., None] * basis[:, point]
-        values = spread
-    return values
-
-
-def _largest_factor(vectors: Floats, shape: tuple[int, ...]) -> float:
-    """Return the largest factor in [0, 1] at which every voxel's Jacobian exceeds the bound."""
-    slabs = [slice(i, i + 8) for i in range(0, shape[0], 8)]
-    factor, before = 1.0, 2.0
-    # A smaller factor may again be too much for a voxel that passed: ask until all agree.
-    while factor < before:
-        before = factor
-        for slab in slabs:
-            gradient = np.stack([_gradient(vectors, shape, axis, slab) for axis in range(len(shape))])
-            factor = _shrink(gradient.reshape(len(shape), len(shape), -1), factor, SMALLEST_JACOBIAN)
-    return factor
-
-
-def _gradient(vectors: Floats, shape: tuple[int, ...], axis: int, slab: slice) -> Floats:
-    """Return the slopes along ``axis`` of all displacements, in a slab of the first axis."""
-    bases = [_basis(n, vectors.shape[1], int(a == axis)) for a, n in enumerate(shape)]
-    return _evaluate(vectors, [bases[0][slab], *bases[1:]])
-
-
-@numba.njit(cache=True, nogil=True)
-def _shrink(gradient: Floats, factor: float, bound: float) -> float:
-    # det(I + factor G) is a polynomial of the factor; its coefficients are G's invariants.
-    n_axes = len(gradient)
-    for i in range(gradient.shape[2]):
-        g = gradient[:, :, i]
-        trace, minors, determinant = 0.0, 0.0, 0.0
-        for a in range(n_axes):
-            trace += g[a, a]
-            for b in range(a):
-                minors += g[a, a] * g[b, b] - g[a, b] * g[b, a]
-        if n_axes == 3:
-            determinant = (
-                g[0, 0] * (g[1, 1] * g[2, 2] - g[1, 2] * g[2, 1])
-                - g[0, 1] * (g[1, 0] * g[2, 2] - g[1, 2] * g[2, 0])
-                + g[0, 2] * (g[1, 0] * g[2, 1] - g[1, 1] * g[2, 0])
-            )
-        if 1 + factor * (trace + factor * (minors + factor * determinant)) > bound:
-            continue
-        high, low = factor, factor
-        while low > 0 and not 1 + low * (trace + low * (minors + low * determinant)) > bound:
-            high, low = low, max(0.0, low - factor / 64)
-        for _ in range(50):
-            middle = (low + high) / 2
-            if 1 + middle * (trace + middle * (minors + middle * determinant)) > bound:
-                low = middle
-            else:
-                high = middle
-        factor = low
-    return factor
+def _as_dtype(values: Singles, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind in "iu":
+        lowest, highest = np.iinfo(dtype).min, np.float32(np.iinfo(dtype).max)
+        if int(highest) > np.iinfo(dtype).max:
+            highest = np.nextafter(highest, np.float32(0))
+        np.clip(np.rint(values, out=values), lowest, highest, out=values)
+    return values.astype(dtype, copy=False)

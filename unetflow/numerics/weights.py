@@ -24,7 +24,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from unetflow.numerics.distances import two_nearest_squared
+from unetflow.numerics.distances import share_out, two_nearest_squared
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -89,7 +89,7 @@ def border_halo(cut: float, voxel_size: Sequence[float], planar: Sequence[bool] 
 
 
 def two_nearest(
-    ids: Array, voxel_size: Sequence[float], cut: float, planar: Sequence[bool] | None = None
+    ids: Array, voxel_size: Sequence[float], cut: float, planar: Sequence[bool] | None = None, threads: int = 1
 ) -> tuple[Weight, Weight]:
     """Measure the distances to the nearest and the second nearest object.
 
@@ -103,6 +103,8 @@ def two_nearest(
         Longer distances are given as infinite.
     planar : sequence of bool, optional
         True for axes along which no distance is measured.
+    threads : int
+        Threads that share the lines of an axis; the result does not depend on it.
 
     Returns
     -------
@@ -115,8 +117,8 @@ def two_nearest(
     >>> d1.tolist(), d2.tolist()
     ([[0.0, 1.0, 1.0, 0.0]], [[3.0, 2.0, 2.0, 3.0]])
     """
-    first, second = two_nearest_squared(ids, voxel_size, cut, planar)
-    return np.sqrt(first), np.sqrt(second)
+    first, second = two_nearest_squared(ids, voxel_size, cut, planar, threads)
+    return np.sqrt(first, out=first), np.sqrt(second, out=second)
 
 
 def border_weight(
@@ -126,10 +128,12 @@ def border_weight(
     sigma: float,
     tolerance: float,
     planar: Sequence[bool] | None = None,
+    threads: int = 1,
 ) -> Weight:
     """Return the border term, w0 exp(-(d1 + d2)^2 / (2 sigma^2)), 0 below ``tolerance``.
 
-    ``ids`` and ``planar`` are those of `two_nearest`.
+    ``ids``, ``planar`` and ``threads`` are those of `two_nearest`. Time and memory do not grow
+    with the number of objects.
 
     Examples
     --------
@@ -137,11 +141,11 @@ def border_weight(
     [[9.229999542236328, 9.229999542236328, 9.229999542236328]]
     """
     cut = border_cut(w0, sigma, tolerance)
-    positive = ids[ids > 0] if cut > 0 else ids[:0]
-    if positive.size == 0 or positive.min() == positive.max():
+    if cut == 0 or not _are_several(ids):
         return np.zeros(ids.shape, np.float32)
-    first, second = two_nearest_squared(ids, voxel_size, cut, planar)
-    _border(first.reshape(-1), second.reshape(-1), w0, sigma, cut)
+    first, second = two_nearest_squared(ids, voxel_size, cut, planar, threads)
+    squared = first.reshape(-1), second.reshape(-1)
+    share_out(lambda begin, end: _border(*squared, w0, sigma, cut, begin, end), ids.size, threads)
     return first
 
 
@@ -157,6 +161,7 @@ def weight_map(
     planar: Sequence[bool] | None = None,
     border_where: Where = "background",
     ignored: Mask | None = None,
+    threads: int = 1,
 ) -> Weight:
     """Return the weight of each voxel.
 
@@ -172,12 +177,14 @@ def weight_map(
         ``background`` adds the border only where the target is 0.
     ignored : ndarray of bool, same shape, optional
         Voxels that weigh 0.
+    threads : int
+        See `two_nearest`.
 
     Returns
     -------
     ndarray of float32, same shape
     """
-    border = border_weight(ids, voxel_size, w0, sigma, tolerance, planar)
+    border = border_weight(ids, voxel_size, w0, sigma, tolerance, planar, threads)
     return _with_border(target, np.asarray(weight_of_class), border, border_where, ignored)
 
 
@@ -193,15 +200,18 @@ def multilabel_weight_map(
     planar: Sequence[bool] | None = None,
     border_where: Where = "background",
     ignored: Mask | None = None,
+    threads: int = 1,
 ) -> Weight:
     """Return a weight for each voxel and mask, (K, [Z, ]Y, X).
 
     As `weight_map`, with ``target`` (K, [Z, ]Y, X) of 0 and 1 and ``weight_of_class`` (K, 2),
     see `multilabel_weights`. A mask's background is where that mask is 0.
     """
-    border = border_weight(ids, voxel_size, w0, sigma, tolerance, planar)
-    pairs = zip(target, np.asarray(weight_of_class), strict=True)
-    return np.stack([_with_border(mask, pair, border, border_where, ignored) for mask, pair in pairs])
+    border = border_weight(ids, voxel_size, w0, sigma, tolerance, planar, threads)
+    weight = np.empty(target.shape, np.float32)
+    for mask, pair, out in zip(target, np.asarray(weight_of_class), weight, strict=True):
+        out[...] = _with_border(mask, pair, border, border_where, ignored)
+    return weight
 
 
 def _with_border(
@@ -214,11 +224,17 @@ def _with_border(
     return weight
 
 
+def _are_several(ids: Array) -> bool:
+    """Say whether there is more than one object."""
+    highest = ids.max(initial=0)
+    return bool(np.any((ids > 0) & (ids != highest)))
+
+
 @numba.njit(cache=True, nogil=True)
-def _border(first: Weight, second: Weight, w0: float, sigma: float, cut: float) -> None:
+def _border(first: Weight, second: Weight, w0: float, sigma: float, cut: float, begin: int, end: int) -> None:
     # Squared distances in, weights out, in place of `first`.
     steepness = -1 / (2 * sigma * sigma)
-    for i in range(len(first)):
+    for i in range(begin, end):
         weight = 0.0
         if second[i] < np.inf:
             reach = math.sqrt(np.float64(first[i])) + math.sqrt(np.float64(second[i]))

@@ -89,7 +89,7 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     components = _find_components(made, work, truths) if kind != "instances" else (None,) * len(truths)
     class_weights = _class_weights(settings, census, kind, n_classes)
     weights = _weigh(made, work, truths, components, class_weights)
-    counts, task = _sample(made, work, truths, weights, census)
+    counts, task = _sample(made, work, truths, weights, census, class_weights)
     facts = collect_facts(made, prints, spec, histograms, census, class_weights, counts)
     ngff.set_attributes(str(made.dataset), {"unetflow": facts})
     shutil.rmtree(made.scratch / "components.zarr", ignore_errors=True)
@@ -231,7 +231,12 @@ def _with_channels(grid_axes: str) -> str:
 
 
 def _sample(
-    made: Plan, work: Work, truths: tuple[Truth, ...], weights: tuple[Volume, ...], census: Census
+    made: Plan,
+    work: Work,
+    truths: tuple[Truth, ...],
+    weights: tuple[Volume, ...],
+    census: Census,
+    class_weights: np.ndarray[Any, Any],
 ) -> tuple[dict[str, int], SampleBlock]:
     """Write training and validation patches; each shard of patches is one block.
 
@@ -267,7 +272,7 @@ def _sample(
             truths, weights, made.splits, store, str(made.places_file(split)), split, made.spec.margin,
             made.patch_shape, made.settings.run.seed, settings.elastic_grid,
             settings.elastic_sigma if split == "train" else 0.0,
-            settings.interpolation_order,
+            settings.interpolation_order, class_weights.tolist(),
         )  # fmt: skip
         grid = BlockGrid(Box.of_shape((len(places),)), (store.shard_size,))
         folded: list[int] = []

@@ -85,19 +85,21 @@ class Plan:
         settings, presence = self.settings.prepare, self.presence
         raw = self.items[0].raw
         voxel = np.dtype(raw.dtype).itemsize * raw.n_channels
-        patch = math.prod(self.patch_shape) * voxel + math.prod(self.output_shape) * 3
+        patch = self._patch_bytes
         measured = [b for item in self.items for b in plan_sample(item.raw, self.settings.run.seed)]
         n_passes = 3 if self.kind != "instances" else 0
         read = sum(b.inner.size for b in measured) * voxel
         read += self._label_bytes(presence.counted) + self._label_bytes(presence.weighed)
         read += self._label_bytes(presence.labelled) * n_passes + settings.patches * patch
+        n_blocks = len(measured) + len(presence.counted) + len(presence.weighed) + n_passes * len(presence.labelled)
+        n_blocks += -(-settings.patches // self._rows_a_shard)
         write = sum(block.inner.size for block in presence.weighed) * 4 + settings.patches * patch
         return {
             "images": len(self.items),
             "patch_shape": list(self.patch_shape),
             "output_shape": list(self.output_shape),
             "patches": settings.patches,
-            "blocks": len(measured) + len(presence.counted) + len(presence.weighed) + n_passes * len(presence.labelled),
+            "blocks": n_blocks,
             "blocks_without_labels": len(presence.counted.pieces) - len(presence.counted),
             "halo": list(self.halo),
             "read": format_bytes(read),
@@ -118,19 +120,27 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes that the largest block of any pass takes, beside what Python and its libraries do."""
-        from unetflow.storage.patches import rows_a_shard
-
         needs = [0]
         for item, (_, shard) in zip(self.items, self.layouts, strict=True):
             label = np.dtype(item.labels.dtype).itemsize * item.labels.n_channels
             outer = math.prod(min(s + 2 * h, n) for s, h, n in zip(shard, self.halo, item.labels.shape, strict=True))
             # Ids as read and as int32, two distances and two objects, target, masks and the result.
             needs.append(outer * (2 * label + 24 + 4 * item.labels.n_channels))
-        raw = self.items[0].raw
-        patch = math.prod(self.patch_shape) * np.dtype(raw.dtype).itemsize * raw.n_channels
-        rows = rows_a_shard(patch + 3 * math.prod(self.output_shape), self.settings.prepare.patches)
-        needs.append(2 * rows * (patch + 3 * math.prod(self.output_shape)) + 40 * math.prod(self.patch_shape))
+        # A shard of patches as a list and as one array, and what one patch is made from.
+        needs.append(2 * self._rows_a_shard * self._patch_bytes + 40 * math.prod(self.patch_shape))
         return max(needs)
+
+    @property
+    def _patch_bytes(self) -> int:
+        raw = self.items[0].raw
+        voxel = np.dtype(raw.dtype).itemsize * raw.n_channels
+        return math.prod(self.patch_shape) * voxel + math.prod(self.output_shape) * 3
+
+    @property
+    def _rows_a_shard(self) -> int:
+        from unetflow.storage.patches import rows_a_shard
+
+        return rows_a_shard(self._patch_bytes, self.settings.prepare.patches)
 
 
 def plan(settings: Settings) -> Plan:

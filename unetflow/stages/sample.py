@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,7 @@ class SampleBlock:
     elastic_grid: int
     elastic_sigma: float
     interpolation_order: int
-    class_weights: list[Any] = dataclasses.field(default_factory=list)
+    class_weights: list[Any]
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
@@ -87,12 +86,12 @@ class SampleBlock:
         """
         item = self.truths[volume].item
         start = self.start_of(volume, place, field) if start is None else start
-        image = self._image(item, start, field)
+        image = self._image(volume, start, field)
         target, weight = self._truth(volume, start, field)
         if not weight.any():
             # Its only voxels that count were moved out of sight: take it as it lies.
             still = self.draw_field(0, item, still=True)
-            image = self._image(item, start, still)
+            image = self._image(volume, start, still)
             target, weight = self._truth(volume, start, still)
         return image, target, weight
 
@@ -153,15 +152,14 @@ class SampleBlock:
         stop[axis] = border + item.offset[axis]
         return Box((0,) * item.raw.ndim, tuple(stop))
 
-    def _image(self, item: Item, start: Shape, field: Field) -> npt.NDArray[Any]:
+    def _image(self, volume: int, start: Shape, field: Field) -> npt.NDArray[Any]:
         from unetflow.numerics.elastic import source_box, warp_image
 
-        # An undisplaced patch is the volume's own voxels, bit for bit.
-        order = self.interpolation_order if field.vectors.any() else 0
+        item, order = self.truths[volume].item, self._order_of(field)
         needed = source_box(field, order=order)
         origin = tuple(a - m for a, m in zip(start[-len(self.margin) :], self.margin, strict=True))
         lead = start[: -len(self.margin)]
-        source = item.raw.read_mirrored(_in_plane(needed.shift(origin), lead))
+        source = item.raw.read_mirrored(_in_plane(needed.shift(origin), lead), self._domain(volume))
         source = source.reshape(len(source), *needed.shape)
         return warp_image(source, needed, field, order=order, dtype=item.raw.dtype)
 

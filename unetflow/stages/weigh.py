@@ -35,6 +35,7 @@ class WeighBlock:
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
         from unetflow.numerics.weights import multilabel_weight_map, weight_map
+        from unetflow.runtime.environment import threads_of_a_task
 
         index, here = self.pieces.locate(block.number)
         truth = self.truths[index]
@@ -57,6 +58,7 @@ class WeighBlock:
             planar=[not linked for linked in truth.linked],
             border_where=self.border_where,  # type: ignore[arg-type]
             ignored=~is_valid,
+            threads=threads_of_a_task(),
         )
         inner: Any = (..., *here.inner.relative_to(outer).slices)
         self.weights[index].write(here.inner, weight[inner])

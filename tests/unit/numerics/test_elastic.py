@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,13 +48,19 @@ def test_no_field_folds(shape: tuple[int, ...], grid: int, sigma: float, seed: i
         assert jacobian(field, factor=1.0001).min() < SMALLEST_JACOBIAN + 1e-9
 
 
-@pytest.mark.parametrize(("shape", "seeds"), [((64, 64, 64), range(6)), ((116, 116, 116), range(2)), ((572, 572), [9])])
-def test_neighbours_keep_their_distance_and_side_in_every_patch(shape: tuple[int, ...], seeds: Iterable[int]) -> None:
-    for seed in seeds:
+def determinant(m: np.ndarray) -> np.ndarray:
+    if len(m) == 1:
+        return m[0, 0]
+    minors = [np.delete(m[1:], k, axis=1) for k in range(len(m))]
+    return sum((-1) ** k * m[0, k] * determinant(minor) for k, minor in enumerate(minors))
+
+
+@pytest.mark.parametrize(("shape", "n_seeds"), [((64, 64, 64), 5), ((116, 116, 40), 2), ((300, 200), 5)])
+def test_neighbours_keep_their_distance_and_side_in_every_patch(shape: tuple[int, ...], n_seeds: int) -> None:
+    for seed in range(n_seeds):
         field = displacement(seed, shape, sigma=(10.0,) * len(shape))
-        values = field.values()
-        slopes = np.stack([np.stack(np.gradient(along, edge_order=2)) for along in values])
-        cells = np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1)) + np.eye(len(shape)))
+        slopes = np.stack([np.stack(np.gradient(along, edge_order=2)) for along in field.values()])
+        cells = determinant(slopes + np.eye(len(shape)).reshape(*[len(shape)] * 2, *[1] * len(shape)))
         # Differences of neighbours are slopes but for the spline's curvature, which is small here.
         assert cells.min() > SMALLEST_JACOBIAN - 0.01
         if field.was_scaled:
@@ -179,14 +183,11 @@ def test_only_the_source_box_is_needed(shape: tuple[int, ...], seed: int, order:
     box = source_box(field, part, order=order)
     wide = box.grow(*[[data.draw(st.integers(0, 15)) for _ in shape] for _ in range(2)])
     source = rng.uniform(0, 60000, (1, *wide.shape)).astype(np.uint16)
-    near = source[(slice(None), *box.relative_to(wide).slices)]
-    found = warp_image(near, box, field, part, order=order)
+    inside = (slice(None), *box.relative_to(wide).slices)
+    found = warp_image(source[inside], box, field, part, order=order)
     np.testing.assert_array_equal(found, warp_image(source, wide, field, part, order=order))
-    whole = warp_image(source, wide.shift((0,) * len(shape)), field, part, order=order)
-    np.testing.assert_array_equal(found, whole)
     if order == 1:
         target, weight = (source % 3).astype(np.uint8), source.astype(np.float32)
-        inside = (slice(None), *box.relative_to(wide).slices)
         moved = warp_truth(target[inside], weight[inside], box, field, part)
         for a, b in zip(moved, warp_truth(target, weight, wide, field, part), strict=True):
             np.testing.assert_array_equal(a, b)

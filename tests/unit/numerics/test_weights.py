@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Scene(NamedTuple):
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
     ndim = draw(st.integers(1, 4))
-    shape = draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, max_side=(40, 16, 9, 5)[ndim - 1]))
+    shape = draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, max_side=(150, 20, 9, 5)[ndim - 1]))
     seed = draw(st.integers(0, 2**32 - 1))
     share = draw(st.sampled_from([0.02, 0.2, 0.9]))
     rng = np.random.default_rng(seed)
@@ -65,16 +66,32 @@ def brute_distances(ids: np.ndarray, sizes: Sequence[float], planar: Sequence[bo
     return nearest[0], nearest[1]
 
 
+def assert_equal_to_brute_force(scene: Scene) -> np.ndarray:
+    ids, sizes, planar, w0, sigma, tolerance = scene
+    d1, d2 = brute_distances(ids, sizes, planar)
+    expected = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))
+    # Where the weight is the tolerance itself, rounding decides whether it is dropped.
+    is_clear = np.abs(expected / tolerance - 1) > 1e-4
+    expected[expected < tolerance] = 0
+    found = border_weight(ids, sizes, w0, sigma, tolerance, planar)
+    np.testing.assert_allclose(found[is_clear], expected[is_clear], rtol=0, atol=1e-5)
+    return found
+
+
+def assert_equal_in_blocks(scene: Scene, whole: np.ndarray, block_shape: Sequence[int]) -> None:
+    ids, sizes, planar, w0, sigma, tolerance = scene
+    halo = border_halo(border_cut(w0, sigma, tolerance), sizes, planar)
+    volume = Box.of_shape(ids.shape)
+    for block in BlockGrid(volume, tuple(block_shape), halo, halo):
+        outer = block.outer.intersect(volume)
+        part = border_weight(ids[outer.slices], sizes, w0, sigma, tolerance, planar)
+        inner = part[block.inner.relative_to(outer).slices]
+        np.testing.assert_array_equal(inner, whole[block.inner.slices])
+
+
 @given(scenes())
 def test_the_border_equals_one_distance_transform_an_object(scene: Scene) -> None:
-    d1, d2 = brute_distances(scene.ids, scene.voxel_size, scene.planar)
-    expected = scene.w0 * np.exp(-((d1 + d2) ** 2) / (2 * scene.sigma**2))
-    # Where the weight is the tolerance itself, rounding decides whether it is dropped.
-    is_clear = np.abs(expected / scene.tolerance - 1) > 1e-4
-    expected[expected < scene.tolerance] = 0
-    ids, *rest = scene
-    found = border_weight(ids, rest[0], *rest[2:], planar=scene.planar)
-    np.testing.assert_allclose(found[is_clear], expected[is_clear], rtol=0, atol=1e-5)
+    assert_equal_to_brute_force(scene)
 
 
 @given(scenes())
@@ -87,16 +104,73 @@ def test_distances_equal_brute_force_up_to_the_cut(scene: Scene) -> None:
 
 @given(scenes(), st.data())
 def test_weights_made_in_blocks_are_those_of_the_volume_bit_for_bit(scene: Scene, data: st.DataObject) -> None:
-    ids, sizes, planar, w0, sigma, tolerance = scene
-    whole = border_weight(ids, sizes, w0, sigma, tolerance, planar)
-    halo = border_halo(border_cut(w0, sigma, tolerance), sizes, planar)
-    block_shape = tuple(data.draw(st.integers(1, n)) for n in ids.shape)
-    volume = Box.of_shape(ids.shape)
-    for block in BlockGrid(volume, block_shape, halo, halo):
-        outer = block.outer.intersect(volume)
-        part = border_weight(ids[outer.slices], sizes, w0, sigma, tolerance, planar)
-        inner = part[block.inner.relative_to(outer).slices]
-        np.testing.assert_array_equal(inner, whole[block.inner.slices])
+    ids, *rest = scene
+    whole = border_weight(ids, rest[0], *rest[2:], planar=scene.planar)
+    assert_equal_in_blocks(scene, whole, [data.draw(st.integers(1, n)) for n in ids.shape])
+
+
+@given(scenes())
+def test_threads_change_no_bit(scene: Scene) -> None:
+    ids, *rest = scene
+    alone = border_weight(ids, rest[0], *rest[2:], planar=scene.planar)
+    for threads in (2, 3):
+        shared = border_weight(ids, rest[0], *rest[2:], planar=scene.planar, threads=threads)
+        np.testing.assert_array_equal(shared, alone)
+
+
+def test_less_than_one_thread_is_refused() -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        border_weight(np.array([[1, 0, 2]]), (1, 1), 10, 5, 1e-5, threads=0)
+
+
+KINDS = ("of one voxel each", "larger than a block", "touching", "disconnected", "one", "none")
+
+
+def objects_of(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Give objects of one kind; blocks of a third of the shape are smaller than the largest."""
+    ids = np.zeros(shape, np.int64)
+    rng = np.random.default_rng(5)
+    middle = tuple(slice(n // 5, n - n // 5) for n in shape)
+    match kind:
+        case "of one voxel each":
+            ids.flat[rng.choice(ids.size, 30, replace=False)] = np.arange(1, 31)
+        case "larger than a block":
+            ids[middle] = 7
+            ids[tuple(slice(n // 5) for n in shape)] = 3
+        case "touching":
+            ids[middle] = 2
+            ids[(slice(None), *middle[1:])][: shape[0] // 2] = 9
+        case "disconnected":
+            ids.flat[rng.choice(ids.size, 60, replace=False)] = np.repeat([4, 8, 6], 20)
+        case "one":
+            ids[middle] = 5
+    return ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("voxel_size", [(1.0, 1.0), (1.0, 2.5), (1.0, 1.0, 1.0), (4.0, 1.3, 1.0)])
+def test_objects_of_every_kind_are_weighed_exactly_however_cut(kind: str, voxel_size: tuple[float, ...]) -> None:
+    # Wider than the run of voxels that listens together, and not a multiple of it.
+    shape = (30, 141) if len(voxel_size) == 2 else (9, 10, 71)
+    scene = Scene(objects_of(kind, shape), voxel_size, (False,) * len(shape), 10.0, 2.0, 1e-5)
+    whole = assert_equal_to_brute_force(scene)
+    assert whole.any() == (kind not in ("one", "none"))
+    assert_equal_in_blocks(scene, whole, [n // 3 for n in shape])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64])
+def test_the_whole_weight_map_stays_under_eight_float32_copies(dtype: type[np.integer]) -> None:
+    ids = np.random.default_rng(0).integers(0, 3000, (512, 512)).astype(dtype)
+    if dtype == np.uint64:
+        ids[ids > 0] += np.uint64(2**40)
+    options = {"voxel_size": (1, 1), "w0": 10, "sigma": 5, "tolerance": 1e-5}
+    target = (ids > 0).astype(np.uint8)
+    weight_map(target[:2], ids[:2], [1, 2], **options)  # the compiler's memory is not ours
+    tracemalloc.start()
+    weight_map(target, ids, [1, 2], **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 4 * ids.size
 
 
 def test_objects_of_any_integer_dtype_give_one_map() -> None:
