@@ -33,7 +33,8 @@ import numpy as np  # noqa: E402
 from report import write_report  # noqa: E402
 
 from unetflow.geometry import Box, mirror_indices  # noqa: E402
-from unetflow.numerics.elastic import displacement, source_box, warp_image, warp_truth  # noqa: E402
+from unetflow.numerics.displace import warp_image, warp_truth  # noqa: E402
+from unetflow.numerics.elastic import displacement, source_box  # noqa: E402
 
 HOME = Path(__file__).resolve().parent / ".venv-elasticdeform"
 PEER_PACKAGES = ("numpy<2", "scipy", "elasticdeform==0.5.1")

@@ -1,8 +1,8 @@
 """By how much a displacement must shrink so that the patch does not fold over itself.
 
 At a voxel the map x -> x + f u(x) has the Jacobian det(I + f G), G being the slopes of u: a
-polynomial of f whose coefficients are G's invariants. Every voxel is asked, a row at a time.
-Most rows need no voxel: what is left of the grid's vectors there bounds the slopes along it.
+polynomial of f whose coefficients are G's invariants. Every voxel is asked, slab by slab, unless
+the slopes' bounds over the whole patch already tell that none can fold.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from unetflow.numerics.gridspline import basis, contract, fill_row, in_three_axes
+from unetflow.numerics.gridspline import Grid, basis, in_three_axes, slabs
 
 Floats = npt.NDArray[np.float64]
 
 SMALLEST_JACOBIAN = 0.2
 
-# Bounds are sums of a few rounded terms: they must pass by more than that.
+# A bound is a sum of a few rounded terms: it must pass by more than that.
 _ROUNDING = 1e-6
 
 
@@ -40,76 +40,49 @@ def largest_factor(vectors: Floats, shape: Sequence[int]) -> float:
     >>> round(largest_factor(vectors, (5, 11)), 6)
     0.8
     """
-    points = vectors.shape[1:]
-    grid, *values = in_three_axes(vectors, [basis(n, g) for n, g in zip(shape, points, strict=True)])
-    _, *slopes = in_three_axes(vectors, [basis(n, g, 1) for n, g in zip(shape, points, strict=True)])
-    slopes[: 3 - len(shape)] = [np.zeros((1, 1))] * (3 - len(shape))
-    # Three sets of bases, each with the slopes of one axis.
-    z, y, x = (
-        np.stack([slopes[axis] if axis == along else values[axis] for along in range(3)]) for axis in range(3)
-    )
+    if smallest_possible(vectors, shape) > SMALLEST_JACOBIAN + _ROUNDING:
+        return 1.0
+    grids = [_slopes(vectors, shape, axis) for axis in range(len(shape))]
     factor, before = 1.0, 2.0
     # A smaller factor may again be too much for a voxel that passed: ask until all agree.
     while factor < before:
         before = factor
-        factor = _shrink(grid, (z, y, x), factor, SMALLEST_JACOBIAN)
+        for _, _, gradient in slabs(*grids):
+            factor = _shrink(gradient.reshape(len(shape), 3, -1), factor, SMALLEST_JACOBIAN)
     return float(factor)
 
 
-@numba.njit(cache=True, nogil=True)
-def _shrink(vectors: Floats, bases: tuple[Floats, Floats, Floats], factor: float, bound: float) -> float:
-    """Ask each voxel once, with the factor that those before it left."""
-    to_z, to_y, to_x = bases
-    n_z, n_y, _, n_x = vectors.shape
-    # First index: the axis of the slope. Second: the axis of the displacement.
-    planes, rows = np.empty((3, n_y, 3 * n_x)), np.empty((3, 3, n_x))
-    gradient, room = np.empty((3, 3, to_x.shape[2])), np.empty((3, 3))
-    reach = np.array([np.abs(to_x[along]).sum(axis=0).max() for along in range(3)])
-    for z in range(to_z.shape[2]):
-        for along in range(3):
-            contract(vectors.reshape(n_z, -1), to_z[along, :, z], planes[along].reshape(-1))
-        for y in range(to_y.shape[2]):
-            for along in range(3):
-                contract(planes[along], to_y[along, :, y], rows[along].reshape(-1))
-            if _is_tame(rows, reach, factor, bound, room):
-                continue
-            for along in range(3):
-                fill_row(rows[along], to_x[along], gradient[along])
-            factor = _shrink_row(gradient, factor, bound)
-    return factor
+def smallest_possible(vectors: Floats, shape: Sequence[int]) -> float:
+    """Return what no Jacobian of the patch can be less than; minus infinity if nothing is known.
 
-
-@numba.njit(cache=True, nogil=True)
-def _is_tame(rows: Floats, reach: Floats, factor: float, bound: float, m: Floats) -> bool:
-    """Say whether no Jacobian along a row can come down to the bound.
-
-    With slopes of at most m, the determinant is at least that of the diagonal less all other
-    products at their largest. ``m`` (3, 3) is room for them.
+    Slopes of at most m give a determinant of at least that of I - diag(m), less all products
+    of the other slopes at their largest.
     """
-    for along in range(3):
-        for axis in range(3):
-            low, high = rows[along, axis, 0], rows[along, axis, 0]
-            for point in range(1, rows.shape[2]):
-                low, high = min(low, rows[along, axis, point]), max(high, rows[along, axis, point])
-            # Slopes along x of a constant are zero: only the spread about the middle counts.
-            largest = (high - low) / 2 if along == 2 else max(high, -low)
-            m[along, axis] = factor * reach[along] * largest
-    a, b, c = m[0, 0], m[1, 1], m[2, 2]
+    m = np.zeros((3, 3))
+    for along in range(len(shape)):
+        reach = 1.0
+        for axis, (n, points) in enumerate(zip(shape, vectors.shape[1:], strict=True)):
+            reach *= float(np.abs(basis(n, points, int(axis == along))).sum(axis=0).max())
+        # A constant has no slope: only the spread about the middle counts along that axis.
+        spread = np.ptp(vectors, axis=1 + along).reshape(len(shape), -1).max(axis=1) / 2
+        m[3 - len(shape) + along, 3 - len(shape) :] = reach * spread
+    a, b, c = m.diagonal()
     if max(a, b, c) >= 1:
-        return False
-    lowest = (
-        (1 - a) * (1 - b) * (1 - c)
-        - (1 + a) * m[1, 2] * m[2, 1]
-        - (1 + b) * m[0, 2] * m[2, 0]
-        - (1 + c) * m[0, 1] * m[1, 0]
-        - m[0, 1] * m[1, 2] * m[2, 0]
-        - m[0, 2] * m[1, 0] * m[2, 1]
-    )
-    return bool(lowest > bound + _ROUNDING)
+        return -np.inf
+    pairs = (1 + a) * m[1, 2] * m[2, 1] + (1 + b) * m[0, 2] * m[2, 0] + (1 + c) * m[0, 1] * m[1, 0]
+    rounds = m[0, 1] * m[1, 2] * m[2, 0] + m[0, 2] * m[1, 0] * m[2, 1]
+    return float((1 - a) * (1 - b) * (1 - c) - pairs - rounds)
+
+
+def _slopes(vectors: Floats, shape: Sequence[int], axis: int) -> Grid:
+    """Return the grid whose values are the slopes along ``axis``."""
+    bases = [basis(n, g, int(a == axis)) for a, (n, g) in enumerate(zip(shape, vectors.shape[1:], strict=True))]
+    return in_three_axes(vectors, bases)
 
 
 @numba.njit(cache=True, nogil=True)
-def _shrink_row(gradient: Floats, factor: float, bound: float) -> float:
+def _shrink(gradient: Floats, factor: float, bound: float) -> float:
+    """Ask each voxel of (ndim, 3, N) once, with the factor that those before it left."""
     n_folded = 0
     for x in range(gradient.shape[2]):
         trace, minors, determinant = _invariants(gradient, x)
@@ -135,7 +108,12 @@ def _shrink_row(gradient: Floats, factor: float, bound: float) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _invariants(g: Floats, x: int) -> tuple[float, float, float]:
-    """Return trace, sum of the principal minors and determinant of a voxel's slopes."""
+    """Return trace, sum of the principal minors and determinant of a voxel's slopes.
+
+    The first axis of ``g`` lacks what space lacks, the second is always of three.
+    """
+    if len(g) == 2:
+        return g[0, 1, x] + g[1, 2, x], g[0, 1, x] * g[1, 2, x] - g[0, 2, x] * g[1, 1, x], 0.0
     yz = g[1, 1, x] * g[2, 2, x] - g[1, 2, x] * g[2, 1, x]
     xz = g[0, 0, x] * g[2, 2, x] - g[0, 2, x] * g[2, 0, x]
     xy = g[0, 0, x] * g[1, 1, x] - g[0, 1, x] * g[1, 0, x]

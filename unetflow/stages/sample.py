@@ -153,7 +153,8 @@ class SampleBlock:
         return Box((0,) * item.raw.ndim, tuple(stop))
 
     def _image(self, volume: int, start: Shape, field: Field) -> npt.NDArray[Any]:
-        from unetflow.numerics.elastic import source_box, warp_image
+        from unetflow.numerics.displace import warp_image
+        from unetflow.numerics.elastic import source_box
 
         item, order = self.truths[volume].item, self._order_of(field)
         needed = source_box(field, order=order)
@@ -164,7 +165,8 @@ class SampleBlock:
         return warp_image(source, needed, field, order=order, dtype=item.raw.dtype)
 
     def _truth(self, volume: int, start: Shape, field: Field) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        from unetflow.numerics.elastic import source_box, warp_truth
+        from unetflow.numerics.displace import warp_truth
+        from unetflow.numerics.elastic import source_box
 
         dims = len(self.margin)
         shape = self.store.target_shape[-dims:]
