@@ -198,3 +198,23 @@ def test_each_stage_is_a_function_of_the_package(name: str) -> None:
 def test_an_unknown_attribute_of_the_package_is_refused() -> None:
     with pytest.raises(AttributeError, match="no attribute 'segmnet'"):
         _ = unetflow.segmnet
+
+
+def test_no_kernel_calls_a_kernel_of_another_file() -> None:
+    # Numba's cache on disk looks at the kernel's own file only: changed code elsewhere would not run.
+    kernels: dict[str, set[str]] = {}
+    trees = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+    for path, tree in trees.items():
+        kernels[path.stem] = {f.name for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and _is_kernel(f)}
+    assert sum(map(len, kernels.values())) > 10
+    for path, tree in trees.items():
+        foreign = set().union(*(names for stem, names in kernels.items() if stem != path.stem)) - kernels[path.stem]
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef) and _is_kernel(function):
+                calls = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
+                names = {f.id if isinstance(f, ast.Name) else getattr(f, "attr", "") for f in calls}
+                assert not names & foreign, f"{path.name}: {function.name} calls {names & foreign}"
+
+
+def _is_kernel(function: ast.FunctionDef) -> bool:
+    return any("njit" in ast.unparse(decorator) for decorator in function.decorator_list)
