@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,6 +115,8 @@ def predict_box(
     -----
     The tiles are those of the volume's own grid, so the values do not depend on ``box``.
     """
+    from unetflow.runtime.environment import threads_of_a_task
+
     n_lead = box.ndim - spec.dims
     grid = BlockGrid(volume.box, tile)
     halo = spec.symmetric_halo if tta else spec.halo
@@ -122,8 +125,15 @@ def predict_box(
     shape = TileShape((0,) * n_lead + halo[0], length)
     result: Float32 | None = None
     n_tiles = 0
-    for start, image in _tile_inputs(shape, volume, grid, box, n_lead, normalisation):
-        p = predictor.probabilities(image, tta=tta)
+    starts: deque[Shape] = deque()
+
+    def images() -> Iterator[Float32]:
+        for start, image in _tile_inputs(shape, volume, grid, box, n_lead, normalisation):
+            starts.append(start)
+            yield image
+
+    for p in predictor.each(images(), tta=tta, threads=threads_of_a_task()):
+        start = starts.popleft()
         kept = Box(start, tuple(a + t for a, t in zip(start, tile, strict=True)))
         part = kept.intersect(box)
         if result is None:

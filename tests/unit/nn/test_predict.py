@@ -90,3 +90,20 @@ def test_unknown_devices_and_precisions_are_refused() -> None:
 
 def test_the_processor_computes_in_float32_unless_told_otherwise() -> None:
     assert pick_precision("auto", torch.device("cpu")) == "float32"
+
+
+def test_tiles_give_the_same_bits_on_any_number_of_threads() -> None:
+    predictor = build(base_channels=24, depth=2)
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((1, 96, 96), np.float32) for _ in range(5)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for outside, threads in ((1, 1), (2, 1), (2, 3)):
+            torch.set_num_threads(outside)
+            found.append(np.stack(list(predictor.each(iter(images), threads=threads))))
+            assert torch.get_num_threads() == outside
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0][0], found[0][1])

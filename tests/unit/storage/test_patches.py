@@ -68,7 +68,7 @@ def test_a_store_opens_as_it_was_made_and_travels(tmp_path: Path) -> None:
         open_patches(tmp_path / "d", "validation")
 
 
-def test_two_patches_make_two_shards_and_large_ones_stand_alone(tmp_path: Path) -> None:
+def test_shards_serve_32_workers_hold_64_mib_at_most_and_large_patches_stand_alone(tmp_path: Path) -> None:
     create_group(tmp_path / "d")
     small = create_patches(tmp_path / "d", "train", count=2, image_shape=(1, 8, 8), image_dtype="uint8",
                            target_shape=(8, 8))  # fmt: skip
@@ -76,9 +76,10 @@ def test_two_patches_make_two_shards_and_large_ones_stand_alone(tmp_path: Path) 
     large = create_patches(tmp_path / "d", "validation", count=9, image_shape=(1, 8192, 8192),
                            image_dtype="uint16", target_shape=(8, 8))  # fmt: skip
     assert large.shard_size == 1
-    usual = create_patches(tmp_path / "d", "train", count=1000, image_shape=(1, 572, 572),
-                           image_dtype="uint8", target_shape=(388, 388), overwrite=True)  # fmt: skip
-    assert usual.shard_size == 2**26 // (572**2 + 3 * 388**2)
+    for count, size in ((1000, 32), (10_000, 2**26 // (572**2 + 3 * 388**2))):
+        usual = create_patches(tmp_path / "d", "train", count=count, image_shape=(1, 572, 572),
+                               image_dtype="uint8", target_shape=(388, 388), overwrite=True)  # fmt: skip
+        assert usual.shard_size == size
 
 
 def test_wrong_shapes_and_numbers_are_refused(tmp_path: Path) -> None:
