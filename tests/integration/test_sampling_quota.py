@@ -162,6 +162,7 @@ def test_a_sparse_volume_of_terabytes_takes_no_more_memory_than_a_small_one(tmp_
         start = time.monotonic()
         prepare(project.settings_in(folder, prepare=values, **SEPARATE))
         seconds.append(time.monotonic() - start)
+        assert len(centres_of(folder, "validation")), "nothing validates, though labels are there"
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0] + 5e6, f"memory grows with the volume: {peaks}"

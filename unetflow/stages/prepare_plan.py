@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from unetflow.stages.inputs import Item, open_items
 from unetflow.stages.layout import choose_layout, linked_axes, on_grid
 from unetflow.stages.network import choose_patch_shape, model_spec
 from unetflow.stages.pieces import Pieces, Some
-from unetflow.stages.sparse import Presence, find_presence
+from unetflow.stages.sparse import Presence, annotated_region, find_presence
 from unetflow.stages.split import Split, plan_split
 from unetflow.stages.weigh import border_halo_of
 
@@ -162,8 +162,10 @@ def plan(settings: Settings) -> Plan:
     chunk = on_grid(settings.prepare.chunk, axes, "prepare.chunk")
     shard = on_grid(settings.prepare.shard, axes, "prepare.shard")
     layouts = tuple(choose_layout(item.labels.shape, spec.dims, chunk, shard) for item in items)
+    # In a volume that is annotated in one place, both parts of the split have to lie there.
+    annotated = tuple(replace(item, region=annotated_region(item)) for item in items)
     splits = plan_split(
-        items, spec.dims, output_shape, spec.margin, settings.prepare.validation_fraction, settings.run.seed
+        annotated, spec.dims, output_shape, spec.margin, settings.prepare.validation_fraction, settings.run.seed
     )
     halo = border_halo_of(settings.prepare, items, linked)
     return Plan(settings, items, spec, linked, patch_shape, output_shape, splits, layouts, halo)

@@ -74,11 +74,24 @@ def find_presence(items: tuple[Item, ...], plain: Pieces, with_halo: Pieces) -> 
     return Presence(some(counted), over, some(labelled), tuple(n_absent))
 
 
+def annotated_region(item: Item) -> Box:
+    """Return the part of an image's region where labels are stored: what training and validation share."""
+    if not _is_fill_background(item):
+        return item.region
+    region = item.region.intersect(item.labels.stored_box())
+    return region if region.size else item.region
+
+
 def _stored(item: Item, grid: BlockGrid) -> Mask:
     """Say which blocks may hold more than background; all where missing chunks are something else."""
+    return item.labels.stored_blocks(grid) if _is_fill_background(item) else np.ones(len(grid), bool)
+
+
+def _is_fill_background(item: Item) -> bool:
+    """Say whether a missing chunk holds background, or voxels that do not count."""
     class_map = item.data.class_map
     is_background = item.labels.fill_value == 0 and (class_map is None or class_map.get(0) == 0)
-    return item.labels.stored_blocks(grid) if is_background or _is_fill_ignored(item) else np.ones(len(grid), bool)
+    return is_background or _is_fill_ignored(item)
 
 
 def _is_fill_ignored(item: Item) -> bool:

@@ -175,6 +175,18 @@ class Volume:
             found[:] = True
         return found
 
+    def stored_box(self) -> Box:
+        """Return the smallest box that holds all stored files; the volume where there are none to list."""
+        order = [self.axes.index(a) for a in self.grid_axes]
+        low, high = np.array(self.shape, np.int64), np.zeros(self.ndim, np.int64)
+
+        def visit(starts: Integers, stops: Integers) -> None:
+            np.minimum(low, starts[:, order].min(axis=0), out=low)
+            np.maximum(high, stops[:, order].max(axis=0), out=high)
+
+        each_stored(self.path, visit)
+        return Box(tuple(low.tolist()), tuple(high.tolist())) if (low < high).all() else self.box
+
     def digest(self) -> str:
         """Return the sha256 of the metadata and of size and time of up to 1,000 stored files."""
         facts = (self.axes, self.shape, self.n_channels, self.dtype, self.voxel_size, self.translation)
