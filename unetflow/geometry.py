@@ -242,10 +242,7 @@ class BlockGrid:
         for step in np.ndindex(*reach):
             index = low + step
             index = index[(index <= high).all(axis=1)]
-            number = np.zeros(len(index), np.int64)
-            for axis, count in enumerate(self.counts):
-                number = number * count + index[:, axis]
-            found.append(np.unique(number))
+            found.append(np.ravel_multi_index(tuple(index.T), self.counts))
         return np.unique(np.concatenate(found))
 
 

@@ -64,7 +64,7 @@ def write_previews(task: SampleBlock, folder: Path) -> list[str]:
 
 def _draw_all(task: SampleBlock, places: Array) -> Iterator[tuple[str, Panels]]:
     first = np.asarray(places[:_PLACES_LOOKED_AT])
-    for volume in sorted({int(v): None for v in first[:, 0]})[:_MOST_IMAGES]:
+    for volume in sorted({int(v) for v in first[:, 0]})[:_MOST_IMAGES]:
         truth, weight = task.truths[volume], task.weights[volume]
         centres = [int(place) for place in first[first[:, 0] == volume, 1]]
         crop = choose_plane(truth, weight, centres, len(task.patch_shape))

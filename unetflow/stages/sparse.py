@@ -56,9 +56,9 @@ def find_presence(items: tuple[Item, ...], plain: Pieces, with_halo: Pieces) -> 
         grid, outer = plain.grids[index], with_halo.grids[index]
         assert isinstance(grid, BlockGrid)
         assert isinstance(outer, BlockGrid)
-        stored, near = _stored(item, grid), _stored(item, outer)
+        stored, near = _stored(item, grid, outer)
         region = _touching(grid, item.region)
-        masked = np.ones(len(grid), bool) if item.mask is None else item.mask.stored_blocks(grid)
+        masked = np.ones(len(grid), bool) if item.mask is None else item.mask.stored_blocks(grid)[0]
         live = region & masked & (stored if item.mask is None else True)
         counted.append(live)
         # What is outside of roi and mask weighs 0, which has to be written.
@@ -78,13 +78,15 @@ def annotated_region(item: Item) -> Box:
     """Return the part of an image's region where labels are stored: what training and validation share."""
     if not _is_fill_background(item):
         return item.region
-    region = item.region.intersect(item.labels.stored_box())
+    region = item.region.intersect(item.labels.stored_extent())
     return region if region.size else item.region
 
 
-def _stored(item: Item, grid: BlockGrid) -> Mask:
+def _stored(item: Item, *grids: BlockGrid) -> list[Mask]:
     """Say which blocks may hold more than background; all where missing chunks are something else."""
-    return item.labels.stored_blocks(grid) if _is_fill_background(item) else np.ones(len(grid), bool)
+    if _is_fill_background(item):
+        return item.labels.stored_blocks(*grids)
+    return [np.ones(len(grid), bool) for grid in grids]
 
 
 def _is_fill_background(item: Item) -> bool:

@@ -160,22 +160,22 @@ class Volume:
         if box.size:
             arrays.write_region(self.path, self._stored_box(box), self._as_stored(data))
 
-    def stored_blocks(self, grid: BlockGrid) -> npt.NDArray[np.bool_]:
-        """Say which blocks would find a stored file in their outer box, ``(len(grid),)``.
+    def stored_blocks(self, *grids: BlockGrid) -> list[npt.NDArray[np.bool_]]:
+        """Say which blocks of each grid would find a stored file in their outer box, ``(len(grid),)``.
 
-        The others hold nothing but `fill_value`. All are true where the store cannot be listed.
+        The others hold nothing but `fill_value`. All are true where the store cannot be listed;
+        it is listed once.
         """
-        found = np.zeros(len(grid), bool)
+        found = [np.zeros(len(grid), bool) for grid in grids]
         order = [self.axes.index(a) for a in self.grid_axes]
 
         def visit(starts: Integers, stops: Integers) -> None:
-            found[grid.numbers_reading(starts[:, order], stops[:, order])] = True
+            for grid, flags in zip(grids, found, strict=True):
+                flags[grid.numbers_reading(starts[:, order], stops[:, order])] = True
 
-        if not each_stored(self.path, visit):
-            found[:] = True
-        return found
+        return found if each_stored(self.path, visit) else [np.ones(len(grid), bool) for grid in grids]
 
-    def stored_box(self) -> Box:
+    def stored_extent(self) -> Box:
         """Return the smallest box that holds all stored files; the volume where there are none to list."""
         order = [self.axes.index(a) for a in self.grid_axes]
         low, high = np.array(self.shape, np.int64), np.zeros(self.ndim, np.int64)

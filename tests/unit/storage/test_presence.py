@@ -36,7 +36,7 @@ def test_blocks_with_a_stored_file_are_found(tmp_path: Path, layout: str, axes: 
     data = np.asarray(array[:]) if axes == "zyx" else np.asarray(array[:]).T
     for halo in ((), (3, 0, 1)):
         grid = BlockGrid(volume.box, (8, 8, 8), halo, halo)
-        found = volume.stored_blocks(grid)
+        [found] = volume.stored_blocks(grid)
         for block in grid:
             near = Box(tuple(a - a % 8 for a in block.outer.start), tuple(-(-b // 8) * 8 for b in block.outer.stop))
             assert found[block.number] == data[near.intersect(volume.box).slices].any(), block
