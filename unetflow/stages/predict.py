@@ -42,6 +42,8 @@ class Image:
         Kept voxels of a forward pass per grid axis (1 along axes the network does not see).
     chunk, shard : tuple of int
         Of the outputs, per grid axis.
+    block : tuple of int
+        What one unit of work writes, per grid axis: whole shards, and whole tiles where they fit.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Image:
     tile: Shape
     chunk: Shape
     shard: Shape
+    block: Shape
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Plan:
     @property
     def grids(self) -> Pieces:
         """Blocks of all images, in output voxels; each owns whole shards."""
-        return Pieces(tuple(BlockGrid(Box.of_shape(i.domain.shape), i.shard) for i in self.images))
+        return Pieces(tuple(BlockGrid(Box.of_shape(i.domain.shape), i.block) for i in self.images))
 
     def summary(self) -> dict[str, Any]:
         """Return what ``--plan`` prints."""
@@ -144,7 +144,7 @@ def _plan_image(
     )
     if mask is not None and mask.shape != volume.shape:
         raise InputError(f"--mask must have the shape of the volume {volume.shape}, got {mask.shape}; resample it")
-    return Image(name, volume, mask, domain, (1,) * n_lead + kept, chunk, shard)
+    return Image(name, volume, mask, domain, (1,) * n_lead + kept, chunk, shard, shard)
 
 
 def _with_time(roi: str, volume: Volume) -> str:
