@@ -88,24 +88,34 @@ class UNet(nn.Module):
             If the network does not take images of shape S.
         """
         self.spec.output_shape(image_BCS.shape[2:])
+        # One name holds the newest features, and layers are called one by one: what a layer has
+        # read is freed before the next one runs (`unetflow.forward_memory` counts on it).
         features = image_BCS
         skips = []
         for level, convolutions in enumerate(self.contract):
-            features = convolutions(features)
+            for layer in convolutions:  # type: ignore[attr-defined]
+                features = layer(features)
             if level >= self.spec.depth - 1:
                 features = self.dropout(features)
             if level < self.spec.depth:
                 skips.append(features)
                 features = self.pool[level](features)
         for level in reversed(range(self.spec.depth)):
-            features = self.up[level](features)
-            features = self.join[level](self._fuse(features, skips.pop()))
-        logits: Tensor = self.head(self.extra(features))
+            for layer in self.up[level]:  # type: ignore[attr-defined]
+                features = layer(features)
+            features = self._fuse(features, skips.pop())
+            for layer in self.join[level]:  # type: ignore[attr-defined]
+                features = layer(features)
+        features = self.extra(features)
+        logits: Tensor = self.head(features)
         return logits
 
     def _fuse(self, features: Tensor, skip: Tensor) -> Tensor:
         skip = _crop(skip, features.shape[2:])
-        return torch.cat([features, skip], 1) if self.spec.skip == "concat" else features + skip
+        if self.spec.skip == "concat":
+            return torch.cat([features, skip], 1)
+        # The gradient of the ReLU before it needs the features unchanged.
+        return features + skip if features.requires_grad else features.add_(skip)
 
 
 class ChannelNorm(nn.Module):
@@ -142,9 +152,10 @@ class ResizeConvolution(nn.Module):
     def forward(self, features_BCS: Tensor) -> Tensor:
         """Return features (B, C / 2, *S * window)."""
         factors = [float(n) for n in self.window]
-        wide = functional.interpolate(features_BCS, scale_factor=factors, mode="nearest-exact")
         ends = [length for n in reversed(self.window) for length in (0, n - 1)]
-        result: Tensor = self.convolution(functional.pad(wide, ends))
+        wide = functional.interpolate(features_BCS, scale_factor=factors, mode="nearest-exact")
+        wide = functional.pad(wide, ends)
+        result: Tensor = self.convolution(wide)
         return result
 
 
