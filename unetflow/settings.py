@@ -156,6 +156,10 @@ class Segment(Record):
     connectivity: Literal["face", "full"] = Field("face", description="objects hang together by faces, or corners too")
     link: bool = Field(False, description="with dims = 2: join objects over planes and times")
     tta: bool = Field(False, description="average over flips and turns: 8 times the work in 2-D, 16 in 3-D")
+    mode: Literal["exact", "blend"] = Field(
+        "exact", description="exact: as one pass over the whole volume; blend: overlapping windows, less context"
+    )
+    overlap: float = Field(0.25, ge=0, le=0.5, description="share of a window that a blend's next one covers too")
     chunk: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
     shard: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
     tile: Lengths | None = Field(None, description="kept voxels of one forward pass per spatial axis")

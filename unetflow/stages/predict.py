@@ -2,14 +2,14 @@
 
 ::
 
-    volume      ...|  tile  |  tile  |  tile  |...     a fixed grid from the volume's origin
-    block             [------inner------]              any cut; tiles that touch it are run
-    tile          <-halo-[  kept  ]-halo->             kept voxels see no artificial padding
+    load      mask, raw voxels of all tiles, mirrored      reader thread, a block ahead
+    compute   tile -> normalise -> network -> quantise     the task
+    store     probabilities, classes                       writer thread, a block behind
 """
 
 from __future__ import annotations
 
-from collections import deque
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,16 +18,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from unetflow.architecture import UNetSpec
-from unetflow.geometry import Block, BlockGrid, Box, Shape
+from unetflow.geometry import Block, Box, Shape
+from unetflow.memory import peak_memory
+from unetflow.stages.masks import Mask
 from unetflow.stages.outputs import Output
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.tiles import Tile, Tiling
 from unetflow.stages.work import Report
 
 if TYPE_CHECKING:
+    from unetflow.storage.chunks import ChunkCache
     from unetflow.storage.volume import Volume
 
+Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
+Normalisation = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Image:
 
     name: str
     volume: Volume
-    mask: Volume | None
+    mask: Mask | None
     domain: Box
     tile: Shape
     chunk: Shape
@@ -57,146 +62,225 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """What a block needs: its tiles, the raw voxels of all of them, and where it is inside the mask."""
+
+    tiles: list[Tile]
+    outer: Box
+    raw: Array
+    inside: npt.NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a block is written as: ``(K, ...)`` probabilities as they are stored, and class images."""
+
+    probabilities: Array | None
+    classes: list[npt.NDArray[np.uint8]]
+    n_tiles: int
+    n_passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PredictBlock:
-    """Predict one block and write probabilities and classes."""
+    """Predict one block and write probabilities and classes.
+
+    Parameters
+    ----------
+    token : str
+        Names the pass: what a process keeps for it (chunks, answers) serves no other.
+    cache : int
+        Bytes of decoded chunks that a process keeps.
+    """
 
     model: str
     model_digest: str
     images: tuple[Image, ...]
+    tilings: tuple[Tiling, ...]
     outputs: tuple[Output, ...]
     pieces: Pieces
-    normalisation: tuple[tuple[list[float], list[float]], ...]
+    normalisation: tuple[Normalisation, ...]
     threshold: float
-    tta: bool
+    token: str
+    cache: int
 
     def __call__(self, block: Block) -> Report:
-        """Do one block and report."""
+        return self.store(block, self.compute(block, self.load(block)))
+
+    def load(self, block: Block) -> Loaded:
+        """Read what the block's tiles see, chunks of neighbours from the cache."""
         index, here = self.pieces.locate(block.number)
-        image, output = self.images[index], self.outputs[index]
+        image = self.images[index]
         box = here.inner.shift(image.domain.start)
-        inside = None if image.mask is None else image.mask.read(box)[0] > 0
-        if inside is not None and not inside.any():
-            return {"tiles": 0}
+        inside = None if image.mask is None else image.mask.read(box)
+        tiles = [t for t in self.tilings[index].touching(box) if inside is None or _holds(inside, box, t)]
+        if not tiles:
+            return Loaded([], box, np.zeros(0, image.volume.dtype), inside)
+        outer = _hull([tile.source for tile in tiles])
+        raw = image.volume.read_mirrored(outer, cache=_kept_for(self.token, self.cache).chunks)
+        return Loaded(tiles, outer, raw, inside)
+
+    def compute(self, block: Block, loaded: Loaded) -> Predicted:
+        """Run the tiles."""
+        began = time.monotonic()
+        index, here = self.pieces.locate(block.number)
+        image, output, tiling = self.images[index], self.outputs[index], self.tilings[index]
         predictor = load_predictor(self.model, self.model_digest)
-        p, n_tiles = predict_box(
-            predictor, predictor.spec, image.volume, box, image.tile, self.normalisation[index], tta=self.tta
+        runner = TileRunner(
+            predictor, tiling, self.normalisation[index], image.volume.fill_value, _kept_for(self.token, self.cache)
         )
-        if inside is not None:
-            p = p * inside
-        if output.probabilities:
-            top = output.probabilities[0]
-            top.write(here.inner, quantise(p, top.dtype))
-        for channel, levels in enumerate(output.classes):
-            classes = choose_classes(p, predictor.spec.head, self.threshold, channel, len(output.classes))
-            levels[0].write(here.inner, classes if inside is None else classes * inside)
-        return {"tiles": n_tiles}
+        head, n_channels = predictor.spec.head, len(output.classes)
+        dtype = output.probabilities[0].dtype if output.probabilities else None
+        box = here.inner.shift(image.domain.start)
+        kept = None if dtype is None else np.zeros((predictor.spec.out_channels, *box.shape), dtype)
+        classes = [np.zeros(box.shape, np.uint8) for _ in output.classes]
+        for part, p in runner.parts(loaded, box):
+            at = part.relative_to(box).slices
+            if loaded.inside is not None:
+                p = p * loaded.inside[at]
+            if kept is not None and dtype is not None:
+                kept[(slice(None), *at)] = quantise(p, dtype)
+            for channel, image_of_classes in enumerate(classes):
+                image_of_classes[at] = choose_classes(p, head, self.threshold, channel, n_channels)
+                if loaded.inside is not None:
+                    image_of_classes[at] *= loaded.inside[at]
+        return Predicted(kept, classes, len(loaded.tiles), runner.n_passes, time.monotonic() - began)
+
+    def store(self, block: Block, done: Predicted) -> Report:
+        """Write whole shards, and tell what it took."""
+        index, here = self.pieces.locate(block.number)
+        output = self.outputs[index]
+        if done.n_tiles:
+            if done.probabilities is not None:
+                output.probabilities[0].write(here.inner, done.probabilities)
+            for classes, levels in zip(done.classes, output.classes, strict=True):
+                levels[0].write(here.inner, classes)
+        chunks = _kept_for(self.token, self.cache).chunks
+        return {
+            "tiles": done.n_tiles,
+            "passes": done.n_passes,
+            **chunks.take_counts(),
+            "peak": peak_memory(),
+            "seconds": round(done.seconds, 3),
+        }
 
 
-def predict_box(
-    predictor: Any,
-    spec: UNetSpec,
-    volume: Volume,
-    box: Box,
-    tile: Shape,
-    normalisation: tuple[list[float], list[float]],
-    *,
-    tta: bool = False,
-) -> tuple[Float32, int]:
-    """Return the probabilities of any box of a volume, and the number of tiles run.
+class TileRunner:
+    """Runs the tiles of a block through the network.
 
-    Parameters
+    Attributes
     ----------
-    box : Box
-        In voxels of the volume, inside it.
-
-    Returns
-    -------
-    probabilities : ndarray of float32, shape (K, *box.shape)
-    n_tiles : int
-
-    Notes
-    -----
-    The tiles are those of the volume's own grid, so the values do not depend on ``box``.
+    n_passes : int
+        Forward passes so far; a tile of nothing but fill value costs one a process, not one each.
     """
-    from unetflow.runtime.environment import threads_of_a_task
 
-    n_lead = box.ndim - spec.dims
-    grid = BlockGrid(volume.box, tile)
-    halo = spec.symmetric_halo if tta else spec.halo
-    margin = tuple(b - m for b, m in zip(halo[0], spec.margin, strict=True))
-    length = (1,) * n_lead + spec.tile_input(tile[n_lead:], symmetric=tta)
-    shape = TileShape((0,) * n_lead + halo[0], length)
-    result: Float32 | None = None
-    n_tiles = 0
-    starts: deque[Shape] = deque()
+    def __init__(
+        self, predictor: Any, tiling: Tiling, normalisation: Normalisation, fill_value: float, kept: Kept
+    ) -> None:
+        self.predictor, self.tiling, self.normalisation = predictor, tiling, normalisation
+        self.fill_value, self.kept = fill_value, kept
+        self.n_passes = 0
 
-    def images() -> Iterator[Float32]:
-        for start, image in _tile_inputs(shape, volume, grid, box, n_lead, normalisation):
-            starts.append(start)
-            yield image
+    def parts(self, loaded: Loaded, box: Box) -> Iterator[tuple[Box, Float32]]:
+        """Yield parts of a box and their probabilities ``(K, *part.shape)``; together they fill the tiles."""
+        if self.tiling.mode == "exact":
+            for tile, p in self._run(loaded):
+                part = tile.kept.intersect(box)
+                yield part, _cut(p, tile, part)
+        elif loaded.tiles:
+            total: Float32 | None = None
+            for tile, p in self._run(loaded):
+                part = tile.kept.intersect(box)
+                weighed = _cut(p, tile, part)
+                for axis, weight in enumerate(self.tiling.weights(tile, part)):
+                    weighed = weighed * weight.reshape([-1 if a == axis + 1 else 1 for a in range(weighed.ndim)])
+                total = np.zeros((len(p), *box.shape), np.float32) if total is None else total
+                total[(slice(None), *part.relative_to(box).slices)] += weighed
+            assert total is not None
+            yield box, total
 
-    for p in predictor.each(images(), tta=tta, threads=threads_of_a_task()):
-        start = starts.popleft()
-        kept = Box(start, tuple(a + t for a, t in zip(start, tile, strict=True)))
-        part = kept.intersect(box)
-        if result is None:
-            result = np.empty((len(p), *box.shape), np.float32)
-        inner = part.relative_to(kept)
-        seen = inner.shift((0,) * n_lead + margin).slices[n_lead:]
-        result[(slice(None), *part.relative_to(box).slices)] = p[(slice(None), *seen)].reshape(len(p), *part.shape)
-        n_tiles += 1
-    assert result is not None
-    return result, n_tiles
+    def _run(self, loaded: Loaded) -> Iterator[tuple[Tile, Float32]]:
+        """Yield each tile's probabilities over what it keeps, ``(K, *tile.kept.shape)``."""
+        from unetflow.runtime.environment import threads_of_a_task
+
+        # In order: what stands here waits for the network, or for nothing where the answer is known.
+        waiting: list[tuple[Tile, bool]] = []
+
+        def inputs() -> Iterator[Float32]:
+            for tile in loaded.tiles:
+                raw = loaded.raw[(slice(None), *tile.source.relative_to(loaded.outer).slices)]
+                is_empty = bool((raw[..., :1] == self.fill_value).all()) and bool((raw == self.fill_value).all())
+                waiting.append((tile, is_empty))
+                if not is_empty:
+                    self.n_passes += 1
+                    yield self._normalised(raw)
+
+        n_lead = self.tiling.n_lead
+
+        def over(tile: Tile, p: Float32) -> tuple[Tile, Float32]:
+            return tile, p[(slice(None), *tile.seen)].reshape(len(p), *(1,) * n_lead, *self.tiling.tile[n_lead:])
+
+        for p in self.predictor.each(inputs(), tta=self.tiling.tta, threads=threads_of_a_task()):
+            while waiting[0][1]:
+                yield over(waiting.pop(0)[0], self._answer_of_nothing(loaded))
+            yield over(waiting.pop(0)[0], p)
+        for tile, is_empty in waiting:
+            assert is_empty
+            yield over(tile, self._answer_of_nothing(loaded))
+
+    def _normalised(self, raw: Array) -> Float32:
+        """Return one tile's input ``(C, *S)``."""
+        return normalise_channels(raw.reshape(len(raw), *raw.shape[1 + self.tiling.n_lead :]), self.normalisation)
+
+    def _answer_of_nothing(self, loaded: Loaded) -> Float32:
+        """Return what the network says of a tile that holds fill value only: computed once a process."""
+        key = (self.tiling.input_shape, str(self.normalisation))
+        if key not in self.kept.answers:
+            raw = np.full((len(loaded.raw), *self.tiling.input_shape), self.fill_value, loaded.raw.dtype)
+            image = normalise_channels(raw, self.normalisation)
+            [self.kept.answers[key]] = self.predictor.each([image], tta=self.tiling.tta)
+            self.n_passes += 1
+        return self.kept.answers[key]
 
 
 @dataclass(frozen=True)
-class TileShape:
-    """Context before the kept voxels, and the input's length, per grid axis."""
+class Kept:
+    """What a process keeps for one pass: decoded chunks, and what the network says of emptiness."""
 
-    before: Shape
-    length: Shape
-
-
-def _tile_inputs(
-    shape: TileShape,
-    volume: Volume,
-    grid: BlockGrid,
-    box: Box,
-    n_lead: int,
-    normalisation: tuple[list[float], list[float]],
-) -> Iterator[tuple[Shape, Float32]]:
-    """Yield the start of each tile's kept voxels and its normalised input ``(C, *S)``."""
-    back = tuple(-b for b in shape.before)
-    for plane in _planes(box, n_lead):
-        tiles = [tile.inner.start for tile in grid.touching(plane)]
-        inputs = [
-            Box(start, tuple(a + n for a, n in zip(start, shape.length, strict=True))).shift(back)
-            for start in tiles
-        ]
-        outer = Box(
-            tuple(min(i.start[a] for i in inputs) for a in range(box.ndim)),
-            tuple(max(i.stop[a] for i in inputs) for a in range(box.ndim)),
-        )
-        image = normalise_channels(volume.read_mirrored(outer), normalisation)
-        for start, needed in zip(tiles, inputs, strict=True):
-            part = image[(slice(None), *needed.relative_to(outer).slices)]
-            yield start, part.reshape(len(part), *part.shape[1 + n_lead :])
+    chunks: ChunkCache
+    answers: dict[tuple[Shape, str], Float32]
 
 
-def _planes(box: Box, n_lead: int) -> Iterator[Box]:
-    """Cut a box into single planes along the axes that the network does not see."""
-    plane = (1,) * n_lead + tuple(max(1, n) for n in box.shape[n_lead:])
-    return (block.inner for block in BlockGrid(box, plane))
+@lru_cache(maxsize=1)
+def _kept_for(token: str, budget: int) -> Kept:
+    from unetflow.storage.chunks import ChunkCache
+
+    return Kept(ChunkCache(budget), {})
 
 
-def normalise_channels(image: npt.NDArray[Any], normalisation: tuple[list[float], list[float]]) -> Float32:
+def _holds(inside: npt.NDArray[np.bool_], box: Box, tile: Tile) -> bool:
+    return bool(inside[tile.kept.intersect(box).relative_to(box).slices].any())
+
+
+def _hull(boxes: list[Box]) -> Box:
+    """Return the smallest box that holds all of some boxes."""
+    axes = range(boxes[0].ndim)
+    return Box(tuple(min(b.start[a] for b in boxes) for a in axes), tuple(max(b.stop[a] for b in boxes) for a in axes))
+
+
+def _cut(p: Float32, tile: Tile, part: Box) -> Float32:
+    return p[(slice(None), *part.relative_to(tile.kept).slices)]
+
+
+def normalise_channels(image: Array, normalisation: Normalisation) -> Float32:
     """Normalise ``(C, ...)`` with an offset and a scale per channel."""
     from unetflow.numerics.intensity import normalise
 
     return np.stack([normalise(c, o, s) for c, o, s in zip(image, *normalisation, strict=True)])
 
 
-def quantise(p: Float32, dtype: str) -> npt.NDArray[Any]:
+def quantise(p: Float32, dtype: str) -> Array:
     """Store probabilities: uint8 is p * 255, rounded to nearest; floats as they are."""
     if dtype == "uint8":
         return np.asarray(np.rint(p * np.float32(255)), np.uint8)

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import logging
 import shutil
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unetflow.geometry import BlockGrid
+import numpy as np
+
+from unetflow.geometry import BlockGrid, Box
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
 from unetflow.stages.outputs import Output, create_outputs
+from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
+from unetflow.stages.seams import measure_seams
 from unetflow.stages.segment_plan import Plan, fingerprint, plan
 from unetflow.stages.work import Conditions, Work, open_work, refuse_foreign, versions
 
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
     from unetflow.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# Decoded chunks of the raw volume that a worker keeps for the next blocks.
+CHUNK_CACHE_BYTES = 2**30
 
 
 def segment(
@@ -83,14 +91,17 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         str(made.model),
         prints["model"],
         made.images,
+        tuple(made.tiling_of(image) for image in made.images),
         outputs,
         pieces,
         tuple(normalisation),
         made.settings.segment.threshold,
-        made.settings.segment.tta,
+        uuid.uuid4().hex,
+        CHUNK_CACHE_BYTES,
     )
-    work.run_pass("predict", task, pieces, must_be_whole=False)
+    work.run_pass("predict", task, _inside(made, pieces), must_be_whole=False)
     objects: list[int] | None = None
+    seam: float | None = None
     if work.quarantined:
         log.warning("blocks %s have no result yet; objects and pyramid wait for them", work.quarantined[:5])
     else:
@@ -100,10 +111,35 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
         build_pyramids(work, labels, is_labels=True, name="label-pyramid")
         shutil.rmtree(made.out / ".unetflow" / "labelling", ignore_errors=True)
-    result: dict[str, Any] = {"out": str(made.out), "images": len(made.images)}
+        seam = _seam_score(made, work, outputs)
+    result: dict[str, Any] = {"out": str(made.out), "images": len(made.images), "mode": made.settings.segment.mode}
     if objects is not None:
         result["objects"] = sum(objects)
+    if seam is not None:
+        result["seam_score"] = round(seam, 4)
+        work.ledger.set_value("seam_score", result["seam_score"])
     return {**result, **work.totals()}
+
+
+def _inside(made: Plan, pieces: Pieces) -> Pieces | Some:
+    """Leave out the blocks without a voxel inside the mask: they get no task."""
+    if all(image.mask is None for image in made.images):
+        return pieces
+    found = []
+    for image, grid, first in zip(made.images, pieces.grids, pieces.first, strict=False):
+        assert isinstance(grid, BlockGrid)
+        offset = image.domain.start
+        flags = np.ones(len(grid), bool) if image.mask is None else image.mask.blocks_inside(grid, offset)
+        found.append(np.flatnonzero(flags) + first)
+    return Some(pieces, np.concatenate(found))
+
+
+def _seam_score(made: Plan, work: Work, outputs: Sequence[Output]) -> float | None:
+    """Measure the jumps across blocks in what was stored: probabilities, else classes."""
+    stored = tuple(o.probabilities[0] if o.probabilities else o.classes[0][0] for o in outputs)
+    grids = tuple(BlockGrid(Box.of_shape(i.domain.shape), i.block) for i in made.images)
+    linked = linked_axes(made.images[0].volume.grid_axes, made.spec.dims)
+    return measure_seams(work, stored, grids, linked, made.settings.run.seed)
 
 
 def _normalise(made: Plan, work: Work) -> list[tuple[list[float], list[float]]]:

@@ -12,8 +12,10 @@ from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box, parse_roi
 from unetflow.memory import format_bytes
 from unetflow.stages.layout import choose_output_layout, choose_tile, linked_axes, on_grid, work_factor
+from unetflow.stages.masks import lay_over
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.predict import Image
+from unetflow.stages.tiles import Tiling
 
 if TYPE_CHECKING:
     from unetflow.settings import Settings
@@ -45,6 +47,11 @@ class Plan:
     def grids(self) -> Pieces:
         """Blocks of all images, in output voxels; each owns whole shards."""
         return Pieces(tuple(BlockGrid(Box.of_shape(i.domain.shape), i.block) for i in self.images))
+
+    def tiling_of(self, image: Image) -> Tiling:
+        """Return where an image's tiles stand."""
+        chosen = self.settings.segment
+        return Tiling(self.spec, image.domain, image.tile, chosen.tta, chosen.mode, chosen.overlap)
 
     def summary(self) -> dict[str, Any]:
         """Return what ``--plan`` prints."""
@@ -142,9 +149,8 @@ def _plan_image(
         on_grid(segment.chunk, volume.grid_axes, "segment.chunk"),
         on_grid(segment.shard, volume.grid_axes, "segment.shard"),
     )
-    if mask is not None and mask.shape != volume.shape:
-        raise InputError(f"--mask must have the shape of the volume {volume.shape}, got {mask.shape}; resample it")
-    return Image(name, volume, mask, domain, (1,) * n_lead + kept, chunk, shard, shard)
+    over = None if mask is None else lay_over(mask, volume)
+    return Image(name, volume, over, domain, (1,) * n_lead + kept, chunk, shard, shard)
 
 
 def _with_time(roi: str, volume: Volume) -> str:
@@ -170,7 +176,9 @@ def _stem(path: str) -> str:
 def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
     """Return what the bytes of the output depend on."""
     settings = made.settings.segment
-    keep = {"outputs", "dtype", "threshold", "min_size", "instances", "connectivity", "link"}
+    keep = {"outputs", "dtype", "threshold", "min_size", "instances", "connectivity", "link", "mode"}
+    if settings.mode == "blend":
+        keep.add("overlap")
     return {
         "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
         "inputs": {

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from unetflow.geometry import BlockGrid, Box, mirror_indices
 from unetflow.storage import array as arrays
 from unetflow.storage.array import AnyArray
+from unetflow.storage.chunks import ChunkCache
 from unetflow.storage.describe import GRID_AXES, SPATIAL_AXES
 from unetflow.storage.digest import digest_of
 from unetflow.storage.presence import Integers, each_stored
@@ -96,8 +97,8 @@ class Volume:
         """Size of all voxels and channels, uncompressed."""
         return math.prod(self.shape) * self.n_channels * np.dtype(self.dtype).itemsize
 
-    def read(self, box: Box) -> AnyArray:
-        """Return the voxels of a box inside the volume, ``(C, *box.shape)``.
+    def read(self, box: Box, cache: ChunkCache | None = None) -> AnyArray:
+        """Return the voxels of a box inside the volume, ``(C, *box.shape)``; whole chunks stay in ``cache``.
 
         Raises
         ------
@@ -111,12 +112,14 @@ class Volume:
                 f"a box that is read must lie inside the volume {self.box}, got {box}; "
                 "use read_mirrored for what lies outside"
             )
+        if cache is not None:
+            return cache.read(self, box)
         out = np.empty((self.n_channels, *box.shape), self.dtype)
         if box.size:
             arrays.read_region(self.path, self._stored_box(box), self._as_stored(out))
         return out
 
-    def read_mirrored(self, box: Box, domain: Box | None = None) -> AnyArray:
+    def read_mirrored(self, box: Box, domain: Box | None = None, cache: ChunkCache | None = None) -> AnyArray:
         """Return the voxels of any box, ``(C, *box.shape)``, mirrored where it leaves the volume.
 
         The same as ``numpy.pad(mode="reflect")`` of the whole volume, repeated as needed; with
@@ -124,7 +127,7 @@ class Volume:
         """
         domain = self.box if domain is None else domain
         if domain.contains(box):
-            return self.read(box)
+            return self.read(box, cache)
         if box.size == 0:
             return np.empty((self.n_channels, *box.shape), self.dtype)
         local = box.relative_to(domain)
@@ -133,7 +136,7 @@ class Volume:
             for a, b, n, first in zip(local.start, local.stop, domain.shape, domain.start, strict=True)
         ]
         needed = Box(tuple(int(i.min()) for i in index), tuple(int(i.max()) + 1 for i in index))
-        data = self.read(needed)
+        data = self.read(needed, cache)
         for axis, along in enumerate(index):
             if box.start[axis] < domain.start[axis] or box.stop[axis] > domain.stop[axis]:
                 data = data.take(along - needed.start[axis], axis=axis + 1)

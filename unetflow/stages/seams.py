@@ -1,0 +1,108 @@
+"""The seam score: how much more probabilities jump across the faces of blocks than beside them.
+
+::
+
+    block  . . . a | b . . .  block        across: |a - b|
+               a' a|b b'                   beside: |a' - a| and |b - b'|
+
+1.0 is no seam. Up to 256 faces, chosen by seed, are read from the finished output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unetflow.geometry import Block, BlockGrid, Box
+from unetflow.stages.pieces import Pieces
+
+if TYPE_CHECKING:
+    from unetflow.stages.work import Report, Work
+    from unetflow.storage.volume import Volume
+
+MOST_FACES = 256
+_LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Some far faces of blocks along one axis, each as four planes: two before it and two behind."""
+
+    grid: BlockGrid
+    axis: int
+    chosen: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, number: int) -> Block:
+        inner = self.grid[self.chosen[number]].inner
+        face = inner.stop[self.axis]
+        # A face may be large: its middle tells as much.
+        start = [a + max(0, (b - a - _LONGEST) // 2) for a, b in zip(inner.start, inner.stop, strict=True)]
+        stop = [min(a + _LONGEST, b) for a, b in zip(start, inner.stop, strict=True)]
+        start[self.axis], stop[self.axis] = face - 2, face + 2
+        box = Box(tuple(start), tuple(stop))
+        return Block(number, box, box)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[number] for number in range(len(self)))
+
+
+def choose_faces(grid: BlockGrid, axis: int, seed: int, most: int = MOST_FACES) -> Faces:
+    """Draw blocks that have a neighbour behind them along an axis, and two voxels on either side."""
+    counts, length = grid.counts, grid.block_shape[axis]
+    last = grid.domain.shape[axis] - (counts[axis] - 1) * length
+    n_along = counts[axis] - 1 - (last < 2)
+    if n_along < 1 or length < 2:
+        return Faces(grid, axis, ())
+    reach = tuple(n_along if a == axis else n for a, n in enumerate(counts))
+    n_faces = int(np.prod(reach))
+    rng = np.random.default_rng([seed, 2, axis])
+    picks = range(n_faces) if n_faces <= most else sorted({int(rng.integers(n_faces)) for _ in range(most)})
+    chosen = [grid.number_at([int(i) for i in np.unravel_index(pick, reach)]) for pick in picks]
+    return Faces(grid, axis, tuple(chosen))
+
+
+@dataclass(frozen=True)
+class SeamBlock:
+    """Measure one face."""
+
+    images: tuple[Volume, ...]
+    faces: Pieces
+
+    def __call__(self, block: Block) -> Report:
+        """Read four planes; sum the jumps across the face and beside it, the same number of each."""
+        index, here = self.faces.locate(block.number)
+        faces = self.faces.grids[index]
+        assert isinstance(faces, Faces)
+        voxels = self.images[index].read(here.inner).astype(np.float32)
+        jumps = np.abs(np.diff(voxels, axis=faces.axis + 1)).sum(axis=0, dtype=np.float64)
+        before, across, behind = np.split(jumps, 3, axis=faces.axis)
+        return {"across": float(across.sum()), "beside": float((before.sum() + behind.sum()) / 2)}
+
+
+def measure_seams(
+    work: Work, images: tuple[Volume, ...], grids: tuple[BlockGrid, ...], linked: tuple[bool, ...], seed: int
+) -> float | None:
+    """Return the seam score of stored probabilities; None where there are no faces, or nothing jumps."""
+    found = [
+        (image, faces)
+        for image, grid in zip(images, grids, strict=True)
+        for axis, is_linked in enumerate(linked)
+        if is_linked and len(faces := choose_faces(grid, axis, seed))
+    ]
+    if not found:
+        return None
+    pieces = Pieces(tuple(faces for _, faces in found))
+    sums = {"across": 0.0, "beside": 0.0}
+
+    def add(number: int, report: Report) -> None:
+        for key in sums:
+            sums[key] += report[key]
+
+    work.run_pass("seam", SeamBlock(tuple(image for image, _ in found), pieces), pieces, add)
+    return sums["across"] / sums["beside"] if sums["beside"] else None
