@@ -1,0 +1,44 @@
+"""The seam score is 1 where nothing shows, and rises with every step at the faces of blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.seams import choose_faces, measure_seams
+from unetflow.stages.work import Conditions, open_work
+from unetflow.storage.volume import create_array
+
+
+def score(folder: Path, field: np.ndarray[Any, Any], block: tuple[int, ...]) -> float | None:
+    volume = create_array(str(folder / "p"), axes="cyx", n_channels=1, shape=field.shape, dtype="float32", chunk=block)
+    volume.write(volume.box, field[None].astype(np.float32))
+    with open_work("seams", folder / "work", {}, Conditions()) as work:
+        return measure_seams(work, (volume,), (BlockGrid(volume.box, block),), (True, True), seed=0)
+
+
+@pytest.mark.parametrize(("step", "low", "high"), [(0.0, 0.9, 1.1), (0.02, 1.3, 9.0), (0.2, 9.0, 200.0)])
+def test_a_step_between_blocks_shows(tmp_path: Path, step: float, low: float, high: float) -> None:
+    field = ndimage.gaussian_filter(np.random.default_rng(0).random((256, 256)), 4)
+    blocks = np.add.outer(np.arange(256) // 32, np.arange(256) // 32) % 2
+    found = score(tmp_path, field + step * blocks, (32, 32))
+    assert found is not None
+    assert low < found < high
+
+
+def test_without_faces_there_is_no_score(tmp_path: Path) -> None:
+    assert score(tmp_path, np.zeros((20, 20)), (32, 32)) is None
+
+
+def test_no_more_faces_are_read_than_allowed_and_all_have_both_sides() -> None:
+    grid = BlockGrid(Box.of_shape((10**6, 10**6)), (100, 100))
+    faces = choose_faces(grid, 1, seed=3)
+    assert 200 < len(faces) <= 256
+    assert all(block.inner.shape == (100, 4) for block in faces)
+    thin = choose_faces(BlockGrid(Box.of_shape((10, 21)), (10, 10)), 1, seed=0)
+    assert [block.inner.start[1] for block in thin] == [8], "a last block of one voxel has no face to measure"
