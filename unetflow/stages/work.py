@@ -90,8 +90,8 @@ class Work:
             self.ledger.forget_quarantine(name)
         done = self.ledger.done(name)
         failed = self.ledger.quarantined(name)
-        for number, report in done.items():
-            if on_report is not None:
+        if on_report is not None:
+            for number, report in self.ledger.reports(name):
                 on_report(number, report)
 
         def record(number: int, report: Report) -> None:
@@ -103,7 +103,7 @@ class Work:
             task,
             blocks,
             client=self.conditions.client,
-            done=done.keys() | failed.keys(),
+            done=done | failed,
             record=record,
             quarantine=lambda number, error: self.ledger.quarantine(name, number, error),
             name=name,

@@ -1,7 +1,8 @@
 """The ledger: which blocks are done, which are quarantined, and for which run this holds.
 
-An append-only text file, a line a record: the crc32 of the JSON, a space, the JSON. One file
-however many blocks, and nothing that an interruption can spoil but its last line.
+Text that only grows, a line a record: the crc32 of the JSON, a space, the JSON. One file (a few
+objects in a remote store) however many blocks, and nothing that an interruption can spoil but
+its last line.
 
 ::
 
@@ -15,20 +16,24 @@ however many blocks, and nothing that an interruption can spoil but its last lin
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import logging
 import os
+import threading
 import time
 import zlib
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 from unetflow.errors import InputError
+from unetflow.storage.journal import FILE_NAME, FileJournal, Journal
+from unetflow.storage.numbers import NumberSet
 
-FILE_NAME = "ledger"
+__all__ = ["FILE_NAME", "Ledger", "open_ledger"]
+
 COMMIT_SECONDS = 1.0
 _ABSENT = "(absent)"
 
@@ -37,34 +42,51 @@ log = logging.getLogger(__name__)
 
 
 class Ledger:
-    """The record of one run in one folder; its one writer holds the folder's lock.
+    """The record of one run in one place; its one writer holds the place's lock.
 
-    A record reaches the operating system at once, so that it survives the process, and the
-    disk within a second of the next one, so that a power cut costs a second of work.
+    Records are committed in groups: at the first record after a second, by a thread of the
+    ledger's own where no record comes, and by `flush` and `close`. A process that is killed
+    loses a second of records; their blocks are done again.
+
+    Numbers of blocks are kept as bits and reports not at all, so that memory does not grow
+    with the volume; `reports` reads them again.
     """
 
-    def __init__(self, folder: Path, records: list[Json]) -> None:
-        self.folder = folder
-        self._done: dict[str, dict[int, Json]] = defaultdict(dict)
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._done: dict[str, NumberSet] = defaultdict(NumberSet)
         self._failed: dict[str, dict[int, Json]] = defaultdict(dict)
         self._finished: set[str] = set()
         self._values: Json = {}
-        for record in records:
-            self._take(record)
-        self._file = open(folder / FILE_NAME, "ab", buffering=0)  # noqa: SIM115  closed by close()
+        self._waiting = bytearray()  # lines that are not committed
         self._last_commit = time.monotonic()
+        self._lock = threading.Lock()
+        self._is_closing = threading.Event()
+        self._thread: threading.Thread | None = None
 
-    def done(self, pass_name: str) -> dict[int, Json]:
-        """Return the reports of the blocks of a pass that are done, by number."""
-        return dict(self._done[pass_name])
+    def done(self, pass_name: str) -> NumberSet:
+        """Return the numbers of the blocks of a pass that are done."""
+        return self._done[pass_name] | ()
+
+    def reports(self, pass_name: str) -> Iterator[tuple[int, Json]]:
+        """Yield number and report of each block of a pass that is done, read from the store."""
+        self.flush()
+        start = b'{"pass":%s,"done":' % json.dumps(pass_name).encode()
+        seen = NumberSet()
+        for line in self._journal.lines():
+            if line.startswith(start, 9):
+                record = _record(line)
+                if record is not None and seen.add(record["done"]):
+                    yield record["done"], record["report"]
 
     def quarantined(self, pass_name: str) -> dict[int, Json]:
         """Return the errors of the blocks of a pass that are set aside, by number."""
         return dict(self._failed[pass_name])
 
     def record(self, pass_name: str, number: int, report: Json) -> None:
-        """Record a block as done, after its data were written."""
-        self._append({"pass": pass_name, "done": int(number), "report": report})
+        """Record a block as done, after its data were written; its first report stands."""
+        if number not in self._done[pass_name] or number in self._failed[pass_name]:
+            self._append({"pass": pass_name, "done": int(number), "report": report})
 
     def quarantine(self, pass_name: str, number: int, error: Json) -> None:
         """Record a block as failed and set aside."""
@@ -92,15 +114,22 @@ class Ledger:
         self._append({"name": name, "value": value})
 
     def flush(self) -> None:
-        """Bring all records to the disk."""
-        os.fsync(self._file.fileno())
-        self._last_commit = time.monotonic()
+        """Bring all records to the store; those that it did not take are kept for the next time."""
+        with self._lock:
+            if self._waiting:
+                self._journal.append(bytes(self._waiting))
+                self._waiting.clear()
+                self._last_commit = time.monotonic()
 
     def close(self) -> None:
-        """Bring all records to the disk and close the file."""
-        if not self._file.closed:
+        """Bring all records to the store and end."""
+        self._is_closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        try:
             self.flush()
-            self._file.close()
+        finally:
+            self._journal.close()
 
     def __enter__(self) -> Ledger:
         return self
@@ -108,26 +137,32 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # An error on its way out must not be hidden by the same full disk met here again.
+        with contextlib.suppress(OSError) if error else contextlib.nullcontext():
+            self.close()
 
     def _append(self, record: Json) -> None:
         line = _line(record)
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / FILE_NAME))
-        except OSError:
-            os.ftruncate(self._file.fileno(), end)  # half a line would spoil the next one
-            raise
+        with self._lock:
+            self._waiting += line
         self._take(json.loads(line[9:]))  # as it will be read: no tuples, keys are strings
         if time.monotonic() - self._last_commit >= COMMIT_SECONDS:
             self.flush()
+        elif self._thread is None:
+            self._thread = threading.Thread(target=self._commit_when_idle, name="ledger", daemon=True)
+            self._thread.start()
+
+    def _commit_when_idle(self) -> None:
+        """Commit what waits while no other record comes, for instance during a long block."""
+        while not self._is_closing.wait(COMMIT_SECONDS):
+            with contextlib.suppress(OSError):  # met again, and told, by the next record or the end
+                self.flush()
 
     def _take(self, record: Json) -> None:
         if "name" in record:
             self._values[record["name"]] = record["value"]
         elif "done" in record:
-            self._done[record["pass"]][record["done"]] = record["report"]
+            self._done[record["pass"]].add(record["done"])
             self._failed[record["pass"]].pop(record["done"], None)
         elif "failed" in record:
             self._failed[record["pass"]][record["failed"]] = record["error"]
@@ -136,9 +171,33 @@ class Ledger:
         elif "finished" in record:
             self._finished.add(record["pass"])
 
+    def _load(self) -> Json | None:
+        """Take all records that are there and return the first; None where there is none.
+
+        A torn end is cut off, so that the next record starts a line of its own.
+        """
+        first: Json | None = None
+        n_lines = n_damaged = n_torn = 0
+        for line in self._journal.lines():
+            record = _record(line)
+            n_damaged += n_torn > 0  # the one before was not the last
+            n_torn = len(line) if record is None else 0
+            if n_lines == 0:
+                first = record or {}
+            elif record is not None:
+                self._take(record)
+            n_lines += 1
+        if n_torn:
+            self._journal.cut(n_torn)
+        if n_damaged:
+            log.warning(
+                "%s: %d damaged records are left out; their blocks are done again", self._journal.name, n_damaged
+            )
+        return None if n_lines == bool(n_torn) else first
+
 
 def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite: bool = False) -> Ledger:
-    """Open the ledger of a local folder, or start it.
+    """Open the ledger of a folder, or start it.
 
     Parameters
     ----------
@@ -154,50 +213,30 @@ def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite:
     InputError
         If the ledger is of another fingerprint; each key that differs is named.
     """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    journal = FileJournal(folder)
+    ledger = Ledger(journal)
     wanted: Json = json.loads(json.dumps(fingerprint))
-    records = [] if overwrite else _read(place / FILE_NAME)
-    if not records:
-        _start(place / FILE_NAME, {"fingerprint": wanted})
-        return Ledger(place, [])
-    found = records[0].get("fingerprint")
+    first = None if overwrite else ledger._load()
+    if first is None:
+        journal.start(_line({"fingerprint": wanted}))
+        return ledger
+    found = first.get("fingerprint")
     if not isinstance(found, dict):
         raise InputError(
-            f"a ledger must start with its fingerprint, got '{place / FILE_NAME}' that is damaged; "
-            "--overwrite starts anew"
+            f"a ledger must start with its fingerprint, got '{journal.name}' that is damaged; --overwrite starts anew"
         )
     differences = _differences(found, wanted)
     if differences:
         raise InputError(
-            f"a run goes on only with what it was started with, got in '{place}' "
+            f"a run goes on only with what it was started with, got in '{os.fspath(folder)}' "
             f"{'; '.join(differences)}; take the old values, or --overwrite starts anew"
         )
-    return Ledger(place, records[1:])
+    return ledger
 
 
 def _line(record: Json) -> bytes:
     content = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(content), content)
-
-
-def _read(path: Path) -> list[Json]:
-    """Return the records; cut off a torn end, so that the next record starts a line of its own."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    lines = content.splitlines(keepends=True)
-    records = [_record(line) for line in lines]
-    n_torn = len(lines[-1]) if lines and records[-1] is None else 0
-    if n_torn:
-        os.truncate(path, len(content) - n_torn)
-        records.pop()
-    n_damaged = sum(record is None for record in records)
-    if n_damaged:
-        log.warning("%s: %d damaged records are left out; their blocks are done again", path, n_damaged)
-        records[:1] = [records[0] or {}]
-    return [record for record in records if record is not None]
 
 
 def _record(line: bytes) -> Json | None:
@@ -206,16 +245,6 @@ def _record(line: bytes) -> Json | None:
         return None
     record = json.loads(content)
     return record if isinstance(record, dict) else None
-
-
-def _start(path: Path, record: Json) -> None:
-    """Write a new file with one record, whole or not at all."""
-    temporary = path.with_suffix(".new")
-    with open(temporary, "wb") as file:
-        file.write(_line(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _differences(old: Json, new: Json, above: str = "") -> list[str]:
