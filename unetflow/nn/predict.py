@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,29 +70,41 @@ class Predictor:
         """Return the probabilities (B, K, *S_out) of tiles (B, C, *S)."""
         with torch.inference_mode(), arithmetic(self.precision, self.device):
             image = torch.from_numpy(np.ascontiguousarray(image_BCS, np.float32)).to(self.device)
-            if not tta:
-                return _to_numpy(self._forward(image))
-            ways = symmetries(self.spec)
-            total = sum(_undo(way, self._forward(_apply(way, image))) for way in ways)
-            assert isinstance(total, Tensor)
-            return _to_numpy(total / len(ways))
+            return _to_numpy(self._chances(image, tta))
 
-    def each(self, images: Iterable[Floats], *, tta: bool = False, threads: int = 1) -> Iterator[Floats]:
-        """Yield the probabilities of tiles in their order, several at once on a CPU.
+    def _chances(self, image: Tensor, tta: bool) -> Tensor:
+        if not tta:
+            return self._forward(image)
+        ways = symmetries(self.spec)
+        total = sum(_undo(way, self._forward(_apply(way, image))) for way in ways)
+        assert isinstance(total, Tensor)
+        return total / len(ways)
 
-        There, each forward pass has one thread to itself: on two, its sums would round otherwise
-        than on one, and the result would depend on the machine.
+    def each(
+        self, images: Iterable[Floats], *, tta: bool = False, threads: int = 1, batch: int = 1
+    ) -> Iterator[Floats]:
+        """Yield the probabilities of tiles in their order, several at once.
+
+        On a CPU each forward pass has one thread to itself: on two, its sums would round otherwise
+        than on one, and the result would depend on the machine. On a GPU tiles go in batches, and
+        while it computes one the next is made and the last one comes back.
 
         Parameters
         ----------
         images : iterable of ndarray
-            Tiles as for `probabilities`; taken as they are needed.
+            Tiles as for `probabilities`, all of one shape; taken as they are needed.
         threads : int
-            Forward passes at once on a CPU; a GPU does one after another.
+            Forward passes at once on a CPU.
+        batch : int
+            Tiles of a forward pass on a GPU. A last batch is filled up, so that no tile's sums depend on
+            how many came with it.
         """
-        if self.device.type != "cpu":
-            yield from (self.probabilities(image, tta=tta) for image in images)
-            return
+        if self.device.type == "cpu":
+            yield from self._each_in_threads(images, tta, threads)
+        else:
+            yield from self._each_in_batches(images, tta, batch)
+
+    def _each_in_threads(self, images: Iterable[Floats], tta: bool, threads: int) -> Iterator[Floats]:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -104,10 +119,52 @@ class Predictor:
         finally:
             torch.set_num_threads(before)
 
+    def _each_in_batches(self, images: Iterable[Floats], tta: bool, batch: int) -> Iterator[Floats]:
+        """Keep one batch on the device while the host is busy with its neighbours."""
+        waiting: _OnItsWay | None = None
+        source = iter(images)
+        while group := list(itertools.islice(source, batch)):
+            sent = self._send(group, tta, batch)
+            if waiting is not None:
+                yield from waiting.arrive()
+            waiting = sent
+        if waiting is not None:
+            yield from waiting.arrive()
+
+    def _send(self, group: list[Floats], tta: bool, batch: int) -> _OnItsWay:
+        """Start a batch on the device, and its result on the way back, without waiting for either."""
+        filled = np.stack([*group, *[group[-1]] * (batch - len(group))])
+        host = torch.from_numpy(np.ascontiguousarray(filled, np.float32))
+        is_gpu = self.device.type == "cuda"
+        with torch.inference_mode(), arithmetic(self.precision, self.device):
+            image = (host.pin_memory() if is_gpu else host).to(self.device, non_blocking=is_gpu)
+            chance = self._chances(image, tta)[: len(group)].contiguous()
+            if not is_gpu:
+                return _OnItsWay(chance, None)
+            back = torch.empty(chance.shape, dtype=chance.dtype, pin_memory=True)
+            back.copy_(chance, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        return _OnItsWay(back, arrived)
+
     def _forward(self, image_BCS: Tensor) -> Tensor:
         logits = self._model(image_BCS.contiguous(memory_format=self._layout)).float()
         chance: Tensor = logits.softmax(1) if self.spec.head == "softmax" else logits.sigmoid()
         return chance
+
+
+@dataclass(frozen=True)
+class _OnItsWay:
+    """Probabilities that the device is still working on or sending back."""
+
+    values: Tensor
+    arrived: Any
+
+    def arrive(self) -> Iterator[Floats]:
+        """Wait, and yield each tile's probabilities."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return iter(self.values.numpy())
 
 
 def _apply(way: Symmetry, values: Tensor) -> Tensor:

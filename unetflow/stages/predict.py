@@ -92,6 +92,8 @@ class PredictBlock:
         Names the pass: what a process keeps for it (chunks, answers) serves no other.
     cache : int
         Bytes of decoded chunks that a process keeps.
+    batch : int
+        Tiles of a forward pass on a GPU.
     """
 
     model: str
@@ -104,6 +106,7 @@ class PredictBlock:
     threshold: float
     token: str
     cache: int
+    batch: int = 1
 
     def __call__(self, block: Block) -> Report:
         return self.store(block, self.compute(block, self.load(block)))
@@ -128,8 +131,9 @@ class PredictBlock:
         image, output, tiling = self.images[index], self.outputs[index], self.tilings[index]
         predictor = load_predictor(self.model, self.model_digest)
         runner = TileRunner(
-            predictor, tiling, self.normalisation[index], image.volume.fill_value, _kept_for(self.token, self.cache)
-        )
+            predictor, tiling, self.normalisation[index], image.volume.fill_value,
+            _kept_for(self.token, self.cache), self.batch,
+        )  # fmt: skip
         head, n_channels = predictor.spec.head, len(output.classes)
         dtype = output.probabilities[0].dtype if output.probabilities else None
         box = here.inner.shift(image.domain.start)
@@ -176,10 +180,16 @@ class TileRunner:
     """
 
     def __init__(
-        self, predictor: Any, tiling: Tiling, normalisation: Normalisation, fill_value: float, kept: Kept
+        self,
+        predictor: Any,
+        tiling: Tiling,
+        normalisation: Normalisation,
+        fill_value: float,
+        kept: Kept,
+        batch: int = 1,
     ) -> None:
         self.predictor, self.tiling, self.normalisation = predictor, tiling, normalisation
-        self.fill_value, self.kept = fill_value, kept
+        self.fill_value, self.kept, self.batch = fill_value, kept, batch
         self.n_passes = 0
 
     def parts(self, loaded: Loaded, box: Box) -> Iterator[tuple[Box, Float32]]:
@@ -221,7 +231,8 @@ class TileRunner:
         def over(tile: Tile, p: Float32) -> tuple[Tile, Float32]:
             return tile, p[(slice(None), *tile.seen)].reshape(len(p), *(1,) * n_lead, *self.tiling.tile[n_lead:])
 
-        for p in self.predictor.each(inputs(), tta=self.tiling.tta, threads=threads_of_a_task()):
+        threads = threads_of_a_task()
+        for p in self.predictor.each(inputs(), tta=self.tiling.tta, threads=threads, batch=self.batch):
             while waiting[0][1]:
                 yield over(waiting.pop(0)[0], self._answer_of_nothing(loaded))
             yield over(waiting.pop(0)[0], p)
@@ -239,7 +250,7 @@ class TileRunner:
         if key not in self.kept.answers:
             raw = np.full((len(loaded.raw), *self.tiling.input_shape), self.fill_value, loaded.raw.dtype)
             image = normalise_channels(raw, self.normalisation)
-            [self.kept.answers[key]] = self.predictor.each([image], tta=self.tiling.tta)
+            [self.kept.answers[key]] = self.predictor.each([image], tta=self.tiling.tta, batch=self.batch)
             self.n_passes += 1
         return self.kept.answers[key]
 

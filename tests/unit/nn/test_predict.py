@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,28 @@ def test_a_batch_holds_the_same_answers_as_its_tiles() -> None:
     batch = predictor.probabilities_batch(images)
     for image, p in zip(images, batch, strict=True):
         assert np.allclose(predictor.probabilities(image), p, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_images", [0, 1, 4, 7])
+@pytest.mark.parametrize("tta", [False, True])
+def test_batches_give_each_tile_its_answer_in_order(n_images: int, tta: bool) -> None:
+    predictor = build()
+    images = draw(n_images, 1, 8, 8)
+    taken = 0
+
+    def source() -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        nonlocal taken
+        for image in images:
+            taken += 1
+            yield image
+
+    found = []
+    for p in predictor._each_in_batches(source(), tta, 3):
+        found.append(p)
+        assert taken <= len(found) + 2 * 3, "more than two batches are on their way"
+    assert len(found) == n_images
+    for image, p in zip(images, found, strict=True):
+        assert np.allclose(predictor.probabilities(image, tta=tta), p, atol=1e-6)
 
 
 def test_there_are_8_symmetries_in_the_plane_and_16_in_space() -> None:
