@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetflow.geometry import BlockGrid, Box
-from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
+from unetflow.stages.objects import find_objects
 from unetflow.stages.outputs import Output, create_outputs
 from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.predict import PredictBlock
@@ -106,7 +106,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         log.warning("blocks %s have no result yet; objects and pyramid wait for them", work.quarantined[:5])
     else:
         if "instances" in made.settings.segment.outputs:
-            objects = _find_objects(made, work, outputs)
+            objects = find_objects(made, work, outputs)
         build_pyramids(work, [o.probabilities for o in outputs], is_labels=False)
         labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
         build_pyramids(work, labels, is_labels=True, name="label-pyramid")
@@ -150,34 +150,6 @@ def _normalise(made: Plan, work: Work) -> list[tuple[list[float], list[float]]]:
         return [(own["offset"], own["scale"])] * len(made.images)
     histograms = measure_volumes(work, [image.volume for image in made.images], made.settings.run.seed)
     return [normalisation_of(h, facts["normalise"]) for h in histograms]
-
-
-def _find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int]:
-    """Label the components of the stored classes."""
-    from unetflow.storage.volume import create_array, open_volume
-
-    settings = made.settings.segment
-    scratch = made.out / ".unetflow" / "labelling"
-    jobs = []
-    for number, (image, output) in enumerate(zip(made.images, outputs, strict=True)):
-        classes, instances = output.classes[0][0], output.instances[0]
-        path = scratch / f"fragments-{number}"
-        if not path.exists():
-            create_array(
-                str(path), axes=instances.axes, shape=instances.shape, dtype="uint32",
-                chunk=image.chunk, shard=image.shard,
-            )  # fmt: skip
-        linked = linked_axes(image.volume.grid_axes, made.spec.dims, link=settings.link)
-        fragments = open_volume(str(path), axes=instances.axes)
-        jobs.append(Labelling(classes, fragments, instances, BlockGrid(classes.box, image.shard), linked))
-    return label_volumes(
-        work,
-        tuple(jobs),
-        is_foreground,
-        connectivity=settings.connectivity,
-        min_size=settings.min_size,
-        scratch=scratch,
-    )
 
 
 def _provenance(made: Plan, prints: dict[str, Any]) -> dict[str, Any]:
