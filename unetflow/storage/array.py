@@ -23,6 +23,7 @@ from zarr.storage import StorePath
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box
+from unetflow.storage import folders
 from unetflow.storage import store as stores
 from unetflow.storage.header import header_check
 from unetflow.storage.store import Json, Node
@@ -58,9 +59,13 @@ class CorruptChunkError(RuntimeError):
         return type(self), (self.path, self.box, str(self.cause), self.key)
 
 
-def open_array(path: str, *, writable: bool = False) -> zarr.Array[Any]:
-    """Return the cached handle of an array; one that was written anew is opened anew."""
-    return _open(path, _stamp(path), writable)
+def open_array(path: str, *, version: str = "", writable: bool = False) -> zarr.Array[Any]:
+    """Return the cached handle of an array; one that was written anew is opened anew.
+
+    Behind a URL ``version`` tells one writing of its metadata from the next: any text that follows
+    from shape, type and chunks. To ask the store at each call would cost a request.
+    """
+    return _open(path, (version,) if stores.is_url(path) else _stamp(path), writable)
 
 
 def invalidate() -> None:
@@ -119,7 +124,7 @@ def create(
             f"a shard must be a multiple of the chunk {tuple(chunk)} on each axis, got "
             f"{tuple(shard)}; use {good}"
         )
-    stores.clear(path, overwrite=overwrite)
+    folders.clear(path, overwrite=overwrite)
     zarr.create_array(
         stores.open_store(path, read_only=False),
         shape=tuple(shape),
@@ -136,9 +141,9 @@ def create(
         invalidate()
 
 
-def read_region(path: str, box: Box, out: AnyArray) -> None:
+def read_region(path: str, box: Box, out: AnyArray, version: str = "") -> None:
     """Decode a box straight into `out`, which may be a view in any memory order."""
-    array = open_array(path)
+    array = open_array(path, version=version)
     prototype = default_buffer_prototype()
     try:
         array.get_basic_selection(box.slices, out=prototype.nd_buffer.from_numpy_array(out))
@@ -146,15 +151,9 @@ def read_region(path: str, box: Box, out: AnyArray) -> None:
         _raise_damage(path, array, box, cause)
 
 
-def write_region(path: str, box: Box, data: AnyArray) -> None:
+def write_region(path: str, box: Box, data: AnyArray, version: str = "") -> None:
     """Encode and store a box that is made of whole shards (or chunks), and replace what was there."""
-    array = open_array(path, writable=True)
-    if array.shards is not None:
-        # zarr reads a shard that exists before it writes one, even a whole one, and stumbles
-        # over the remains of an interrupted write.
-        for key in _keys(array, box):
-            stores.run(array.store.delete(key))
-    array.set_basic_selection(box.slices, data)
+    open_array(path, version=version, writable=True).set_basic_selection(box.slices, data)
 
 
 def grid_of(array: zarr.Array[Any]) -> tuple[int, ...]:
@@ -167,28 +166,25 @@ def chunk_key(array: zarr.Array[Any], index: Sequence[int]) -> str:
     return str(array.metadata.encode_chunk_key(tuple(int(i) for i in index)))
 
 
-def _keys(array: zarr.Array[Any], box: Box) -> list[str]:
-    grid = BlockGrid(Box.of_shape(array.shape), grid_of(array))
-    return [chunk_key(array, grid.index_of(block.number)) for block in grid.touching(box)]
-
-
 @lru_cache(maxsize=512)
-def _open(path: str, stamp: tuple[int, ...], writable: bool) -> zarr.Array[Any]:
+def _open(path: str, stamp: tuple[int | str, ...], writable: bool) -> zarr.Array[Any]:
     node, store = stores.read_node(path), stores.open_store(path, read_only=not writable)
     array = array_of(node, store)
     store.check = header_check(node, array)
+    # zarr reads a shard that exists before it writes one, even a whole one: that costs a request,
+    # and it stumbles over the remains of an interrupted write.
+    store.is_blind = writable
     return array
 
 
 def _stamp(path: str) -> tuple[int, ...]:
-    """Tell one writing of an array's metadata from the next; empty for URLs."""
-    if not stores.is_url(path):
-        for name in ("zarr.json", ".zarray"):
-            try:
-                found = os.stat(f"{path}/{name}")
-            except OSError:
-                continue
-            return found.st_ino, found.st_mtime_ns, found.st_size
+    """Tell one writing of a local array's metadata from the next."""
+    for name in ("zarr.json", ".zarray"):
+        try:
+            found = os.stat(f"{path}/{name}")
+        except OSError:
+            continue
+        return found.st_ino, found.st_mtime_ns, found.st_size
     return ()
 
 

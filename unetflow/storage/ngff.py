@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unetflow.errors import InputError
+from unetflow.storage import folders
 from unetflow.storage import store as stores
 from unetflow.storage.describe import SPATIAL_AXES
 from unetflow.storage.multiscales import AXES
@@ -147,7 +148,7 @@ def create_group(
 ) -> None:
     """Create a Zarr v3 group."""
     path = stores.normalise(path)
-    stores.clear(path, overwrite=overwrite)
+    folders.clear(path, overwrite=overwrite)
     stores.write_document(path, "zarr.json", _group_document(attributes or {}))
 
 

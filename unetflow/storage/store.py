@@ -6,10 +6,10 @@ so that no reader ever meets half a chunk. URLs go through fsspec.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
-import shutil
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,6 @@ from zarr.storage import FsspecStore, LocalStore
 
 from unetflow.errors import InputError
 
-PRIVATE_FOLDER = ".unetflow"  # ledger and lock of a run: no part of the data, survives overwriting
 _DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 HEAD_BYTES = 18  # of a chunk file: as much as `header` wants to see
@@ -81,14 +80,19 @@ class CheckedLocalStore(LocalStore):
     ----------
     check : callable or None
         Set where one array is read: takes the first bytes of a whole file and its length.
+    is_blind : bool
+        Set where one array is written: whole files replace what is there, unseen.
     """
 
     check: Callable[[bytes, int], None] | None = None
+    is_blind: bool = False
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the content of a file, or None where there is none."""
+        if self.is_blind:
+            return None
         value = await super().get(key, prototype, byte_range)
         _look_at(value, self.check if byte_range is None else None)
         return value
@@ -98,14 +102,23 @@ class CheckedRemoteStore(FsspecStore):
     """The same for a store behind a URL."""
 
     check: Callable[[bytes, int], None] | None = None
+    is_blind: bool = False
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return the content of a file, or None where there is none."""
+        if self.is_blind:
+            return None
         value = await super().get(key, prototype, byte_range)
         _look_at(value, self.check if byte_range is None else None)
         return value
+
+    async def delete(self, key: str) -> None:
+        """Remove a file, without first asking (which costs two requests more) whether it is there."""
+        self._check_writable()
+        with contextlib.suppress(FileNotFoundError):
+            await self.fs._rm_file(f"{self.path}/{key}")
 
 
 AnyStore = CheckedLocalStore | CheckedRemoteStore
@@ -125,7 +138,9 @@ def open_store(path: str, read_only: bool = True) -> AnyStore:
     if not is_url(path):
         return CheckedLocalStore(path, read_only=read_only)
     try:
-        store = CheckedRemoteStore.from_url(path, read_only=read_only)
+        # A remembered listing knows nothing of what workers wrote since.
+        options = {} if "::" in path else {"use_listings_cache": False}
+        store = CheckedRemoteStore.from_url(path, storage_options=options, read_only=read_only)
         assert isinstance(store, CheckedRemoteStore)
         return store
     except (ValueError, ImportError, OSError) as cause:
@@ -227,37 +242,8 @@ def write_document(path: str, name: str, document: Json) -> None:
     run(open_store(path, read_only=False).set(name, buffer))
 
 
-def clear(path: str, *, overwrite: bool) -> None:
-    """Make room for a new node: refuse what exists, or remove it if it is Zarr and may go.
-
-    The run's own folder ``.unetflow`` (ledger and lock) is kept.
-
-    Raises
-    ------
-    InputError
-        If something exists and `overwrite` is off, or if it is no Zarr node.
-    """
-    found = _exists(path)
-    if found and not overwrite:
-        raise InputError(f"an output must not exist yet, got '{path}'; give another name or --overwrite")
-    if is_url(path):
-        if found:
-            run(open_store(path, read_only=False).clear())
-        return
-    folder = Path(path)
-    if folder.is_file():
-        raise InputError(f"an output must be a new folder, got the file '{path}'; give another name")
-    content = [p for p in folder.iterdir() if p.name != PRIVATE_FOLDER] if folder.is_dir() else []
-    if content and not found:
-        raise InputError(
-            f"an output must be a new folder or a Zarr node, got the folder '{path}' with other "
-            "files; give another name"
-        )
-    for entry in content:
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _exists(path: str) -> bool:
+def is_node(path: str) -> bool:
+    """Say whether Zarr metadata stand at a path."""
     return any(read_bytes(path, name) is not None for name in _DOCUMENTS)
 
 
@@ -274,7 +260,7 @@ def _nothing_at(path: str) -> str:
         return f"{rule}, got the file '{path}'; make a Zarr of it with `unetflow convert`"
     if os.path.isdir(path):
         cure = "make a Zarr of it with `unetflow convert`"
-        inside = [n for n in list_names(path) if _exists(join(path, n))]
+        inside = [n for n in list_names(path) if is_node(join(path, n))]
         if inside:
             cure = f"inside it there is {', '.join(inside[:5])}"
         return f"{rule}, got the folder '{path}' without Zarr metadata; {cure}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,11 @@ class Volume:
         """Whether the array has a channel axis."""
         return "c" in self.axes
 
+    @cached_property
+    def _version(self) -> str:
+        """What handles of the array depend on: one behind a URL may have been written anew."""
+        return repr((self.axes, self.shape, self.n_channels, self.dtype, self.chunk, self.shard, self.fill_value))
+
     @property
     def box(self) -> Box:
         """The whole volume."""
@@ -116,7 +122,7 @@ class Volume:
             return cache.read(self, box)
         out = np.empty((self.n_channels, *box.shape), self.dtype)
         if box.size:
-            arrays.read_region(self.path, self._stored_box(box), self._as_stored(out))
+            arrays.read_region(self.path, self._stored_box(box), self._as_stored(out), self._version)
         return out
 
     def read_mirrored(self, box: Box, domain: Box | None = None, cache: ChunkCache | None = None) -> AnyArray:
@@ -161,7 +167,7 @@ class Volume:
         if not np.can_cast(data.dtype, self.dtype, "same_kind"):
             raise ValueError(f"data must be {self.dtype} or cast to it safely, got {data.dtype}; convert it")
         if box.size:
-            arrays.write_region(self.path, self._stored_box(box), self._as_stored(data))
+            arrays.write_region(self.path, self._stored_box(box), self._as_stored(data), self._version)
 
     def stored_blocks(self, *grids: BlockGrid) -> list[npt.NDArray[np.bool_]]:
         """Say which blocks of each grid would find a stored file in their outer box, ``(len(grid),)``.
