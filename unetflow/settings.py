@@ -152,7 +152,15 @@ class Segment(Record):
     dtype: Literal["uint8", "float16", "float32"] = Field("uint8", description="of the probabilities; uint8 is p * 255")
     threshold: Fraction = Field(0.5, description="of the foreground probability, for two classes")
     min_size: int = Field(0, ge=0, description="objects with fewer voxels are dropped")
-    instances: Literal["components"] = Field("components", description="how objects are told apart")
+    instances: Literal["components", "watershed"] = Field(
+        "components", description="how objects are told apart: where they do not touch, or flooded from seeds"
+    )
+    seed_threshold: Fraction = Field(
+        0.9, description="a watershed's seeds are the components of foreground probability above this"
+    )
+    seed_size: Positive = Field(
+        30, description="seeds with fewer voxels are none; in the plane with dims = 2, unless link"
+    )
     connectivity: Literal["face", "full"] = Field("face", description="objects hang together by faces, or corners too")
     link: bool = Field(False, description="with dims = 2: join objects over planes and times")
     tta: bool = Field(False, description="average over flips and turns: 8 times the work in 2-D, 16 in 3-D")

@@ -164,6 +164,12 @@ def _check_outputs(settings: Settings, facts: dict[str, Any]) -> None:
         raise InputError(
             "instances need classes that do not overlap, got a multilabel model; leave instances out of segment.outputs"
         )
+    wanted = settings.segment.outputs
+    if settings.segment.instances == "watershed" and "instances" in wanted and "probabilities" not in wanted:
+        raise InputError(
+            f"a watershed floods the stored probabilities, which must be among segment.outputs, got {list(wanted)}; "
+            'add probabilities, or set segment.instances = "components"'
+        )
 
 
 def _stem(path: str) -> str:
@@ -179,6 +185,8 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
     keep = {"outputs", "dtype", "threshold", "min_size", "instances", "connectivity", "link", "mode"}
     if settings.mode == "blend":
         keep.add("overlap")
+    if settings.instances == "watershed":
+        keep |= {"seed_threshold", "seed_size"}
     return {
         "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
         "inputs": {

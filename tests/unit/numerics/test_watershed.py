@@ -13,7 +13,6 @@ from skimage.segmentation import watershed
 from unetflow.geometry import BlockGrid, Box
 from unetflow.numerics.watershed import flood, flood_levels, object_table
 
-
 Field = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[bool, ...], str]
 
 
