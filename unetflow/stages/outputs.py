@@ -75,10 +75,14 @@ def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: boo
     labels = [*classes, *(["instances"] if "instances" in wanted else [])]
     if labels and is_new:
         ngff.create_labels_group(str(root), labels)
+    n_classes = 2 if made.facts["kind"] == "multilabel" else made.facts["n_classes"]
+    n_colors = {name: 0 if name == "instances" else n_classes for name in labels}
     levels = {
         name: _image(
             str(root / "labels" / name), is_new=is_new, axes=axes, label=True,
-            dtype="uint32" if name == "instances" else "uint8", **common,
+            dtype="uint32" if name == "instances" else "uint8",
+            n_colors=n_colors[name],
+            **common,
         )
         for name in labels
     }  # fmt: skip

@@ -94,6 +94,7 @@ def create_image(
     channel_colors: Sequence[str] | None = None,
     attributes: Json | None = None,
     label: bool = False,
+    n_colors: int = 0,
     fill_value: float = 0,
     overwrite: bool = False,
 ) -> tuple[Volume, ...]:
@@ -115,6 +116,9 @@ def create_image(
         More attributes, beside ``ome``.
     label : bool
         Whether it is a label image, inside ``labels/`` of another.
+    n_colors : int
+        Colours for the labels 0 (transparent) to ``n_colors - 1``; 0 leaves colours to the viewer, as
+        suits object ids: one that knows a colour for some hides the others.
     """
     if axes != "".join(a for a in AXES if a in axes) or not axes.endswith("yx"):
         raise InputError(f"an OME image is stored in the order t, c, z, y, x, got '{axes}'; reorder it")
@@ -124,7 +128,7 @@ def create_image(
     origins = _origins(plan, translation or [0.0] * len(spatial))
     ome: Json = {"version": VERSION, "multiscales": [_multiscale(axes, plan, origins, unit, label)]}
     if label:
-        ome["image-label"] = {"source": {"image": "../../"}}
+        ome["image-label"] = {"source": {"image": "../../"}, **_label_colors(n_colors)}
     if channel_names is not None:
         ome["omero"] = _omero(channel_names, channel_colors, dtype)
     create_group(path, {**(attributes or {}), "ome": ome}, overwrite=overwrite)
@@ -141,6 +145,17 @@ def create_image(
         )
         for number, level in enumerate(plan)
     )
+
+
+# Okabe and Ito: told apart by colour-blind eyes too.
+_PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+
+
+def _label_colors(n: int) -> Json:
+    if n == 0:
+        return {}
+    rgba = [[0, 0, 0, 0], *([*_PALETTE[k % len(_PALETTE)], 255] for k in range(n - 1))]
+    return {"colors": [{"label-value": value, "rgba": color} for value, color in enumerate(rgba)]}
 
 
 def create_group(
