@@ -29,10 +29,12 @@ from types import TracebackType
 from typing import Any
 
 from unetflow.errors import InputError
+from unetflow.storage import store as stores
 from unetflow.storage.journal import FILE_NAME, FileJournal, Journal
 from unetflow.storage.numbers import NumberSet
+from unetflow.storage.remote_journal import ObjectJournal
 
-__all__ = ["FILE_NAME", "Ledger", "open_ledger"]
+__all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger"]
 
 COMMIT_SECONDS = 1.0
 _ABSENT = "(absent)"
@@ -197,7 +199,7 @@ class Ledger:
 
 
 def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite: bool = False) -> Ledger:
-    """Open the ledger of a folder, or start it.
+    """Open the ledger of a folder or URL, or start it.
 
     Parameters
     ----------
@@ -213,7 +215,7 @@ def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite:
     InputError
         If the ledger is of another fingerprint; each key that differs is named.
     """
-    journal = FileJournal(folder)
+    journal = journal_of(folder)
     ledger = Ledger(journal)
     wanted: Json = json.loads(json.dumps(fingerprint))
     first = None if overwrite else ledger._load()
@@ -232,6 +234,17 @@ def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite:
             f"{'; '.join(differences)}; take the old values, or --overwrite starts anew"
         )
     return ledger
+
+
+def has_ledger(folder: str | os.PathLike[str]) -> bool:
+    """Say whether a run was begun in a folder or URL."""
+    return any(True for _ in journal_of(folder).lines())
+
+
+def journal_of(folder: str | os.PathLike[str]) -> Journal:
+    """Return where the ledger of a folder or URL lies."""
+    place = stores.normalise(folder)
+    return ObjectJournal(place) if stores.is_url(place) else FileJournal(place)
 
 
 def _line(record: Json) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from unetflow.errors import InputError
+from unetflow.storage import holder
 from unetflow.storage import lock as module
 from unetflow.storage.lock import FILE_NAME, Holder, LockedError, acquire_lock
 
@@ -50,12 +51,12 @@ def test_a_lock_is_released_after_an_error(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_dead_process_of_this_host_is_taken_over_at_once(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    dead = replace(Holder.this_process(), pid=child.pid, started=module._started(child.pid))
+    dead = replace(Holder.this_process(), pid=child.pid, started=holder._started(child.pid))
     leave(tmp_path, dead)
     with pytest.raises(LockedError), acquire_lock(tmp_path):
         pass
     child.kill()
-    while module._started(child.pid) != "ended":
+    while holder._started(child.pid) != "ended":
         time.sleep(0.001)
     with acquire_lock(tmp_path):  # not yet waited for: a zombie is dead too
         pass
