@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.pieces import Pieces, Some
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -71,7 +71,19 @@ def build_pyramids(work: Work, images: Sequence[Levels], *, is_labels: bool, nam
             pieces,
             is_labels,
         )
-        work.run_pass(f"{name}-{level}", task, pieces)
+        work.run_pass(f"{name}-{level}", task, _stored_above(pieces, task))
+
+
+def _stored_above(pieces: Pieces, task: PoolBlock) -> Some:
+    """Leave out the blocks below which nothing is stored: they are fill value, and so is what they pool to."""
+    found = []
+    for number, (finer, coarser, factors) in enumerate(zip(task.finer, task.coarser, task.factors, strict=True)):
+        block = _times(coarser.shard or coarser.chunk, factors)
+        grid = BlockGrid(finer.box, block)
+        assert len(grid) == len(pieces.grids[number])
+        [stored] = finer.stored_blocks(grid)
+        found.append(np.flatnonzero(stored) + pieces.first[number])
+    return Some(pieces, np.concatenate(found))
 
 
 def stand_alone(path: str) -> None:
