@@ -31,12 +31,36 @@ from unetflow.geometry import Box
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+Probabilities = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
 
 FLOOD_STEPS = 48  # voxels; fewer than 255, for rounds and depths are counted in a byte
 _OUTSIDE = np.uint8(255)
+
+
+def foreground_probability(stored: Array) -> Probabilities:
+    """Return how likely each voxel is no background, from probabilities as they are stored.
+
+    Parameters
+    ----------
+    stored : ndarray of uint8, float16 or float32, shape (C, [T, ][Z, ]Y, X)
+        The probability of the foreground where C is 1, else of each class, background first.
+        uint8 is p * 255.
+
+    Returns
+    -------
+    ndarray of float32, shape ([T, ][Z, ]Y, X)
+
+    Examples
+    --------
+    >>> foreground_probability(np.array([[51], [204]], np.uint8)).tolist()
+    [0.800000011920929]
+    """
+    whole = np.float32(255 if stored.dtype == np.uint8 else 1)
+    p: Probabilities = np.asarray(stored[0], np.float32)
+    return p / whole if len(stored) == 1 else (whole - p) / whole
 
 
 def flood_levels(p: Array) -> Bytes:

@@ -1,0 +1,236 @@
+"""Tell objects apart that touch: a watershed over a volume of any size, from seeds of high probability.
+
+::
+
+    seed-label, -pair, -relabel    components of what is likely, numbered over the volume
+    flood                          outer: probabilities, classes, seeds -> inner: flooded
+    rest-label, -pair, -relabel    components of the classes that no flood reached
+    tabulate                       both -> id, first voxel and size of what a block holds
+    number                         both -> instances, numbered 1..N by first voxel
+
+A seed has one id over the whole volume before anything is flooded, and a flood ends after
+`FLOOD_STEPS` voxels, which is the halo of a block: nothing is joined over faces, and the result
+does not depend on the cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetflow.geometry import Block, BlockGrid, Box, Shape
+from unetflow.stages.components import Labelling, label_volumes, pack, unpack
+from unetflow.stages.pieces import Pieces
+
+if TYPE_CHECKING:
+    from unetflow.stages.work import Report, Work
+    from unetflow.storage.volume import Volume
+
+# A block is at least this many halos long, or most of what it reads would be halo.
+_HALOS_A_BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Flooding:
+    """One volume whose objects are flooded: what is read, where results are written.
+
+    Parameters
+    ----------
+    probabilities, classes : Volume
+        As `segment` stored them.
+    fragments, seeds, flooded, rest : Volume
+        Temporary ids.
+    target : Volume
+        Final ids.
+    grid : BlockGrid
+        Blocks that own whole shards of all that is written.
+    linked : tuple of bool
+        Axes along which neighbours belong together.
+    """
+
+    probabilities: Volume
+    classes: Volume
+    fragments: Volume
+    seeds: Volume
+    flooded: Volume
+    rest: Volume
+    target: Volume
+    grid: BlockGrid
+    linked: tuple[bool, ...]
+
+    @property
+    def flood_grid(self) -> BlockGrid:
+        """Longer blocks of whole shards, with the halo of a flood."""
+        from unetflow.numerics.watershed import FLOOD_STEPS
+
+        halo = tuple(FLOOD_STEPS * is_linked for is_linked in self.linked)
+        block = flood_block(self.grid.block_shape, self.grid.domain.shape, halo)
+        return BlockGrid(self.grid.domain, block, halo, halo)
+
+
+def flood_block(shard: Shape, shape: Shape, halo: Shape) -> Shape:
+    """Return the fewest whole shards per axis that make a block long enough for its halo.
+
+    Examples
+    --------
+    >>> flood_block((1, 64, 256), (9, 1000, 1000), (0, 48, 48))
+    (1, 192, 256)
+    """
+    return tuple(
+        s * min(-(-n // s), max(1, -(-_HALOS_A_BLOCK * h // s))) for s, n, h in zip(shard, shape, halo, strict=True)
+    )
+
+
+def flood_volumes(
+    work: Work,
+    jobs: tuple[Flooding, ...],
+    *,
+    seed_threshold: float,
+    seed_size: int,
+    connectivity: str,
+    min_size: int,
+    scratch: Path,
+) -> list[int]:
+    """Find the objects of several volumes and return how many there are in each.
+
+    Objects are numbered 1..N by their first voxel in C order, whatever the cut.
+    """
+    common: dict[str, Any] = {"connectivity": connectivity, "scratch": scratch}
+    likely = Likely({job.probabilities: job.classes for job in jobs}, seed_threshold)
+    seeds = tuple(Labelling(j.probabilities, j.fragments, j.seeds, j.grid, j.linked) for j in jobs)
+    n_seeds = label_volumes(work, seeds, likely, min_size=seed_size, prefix="seed-", **common)
+    pieces = Pieces(tuple(job.flood_grid for job in jobs))
+    work.run_pass("flood", FloodBlock(jobs, pieces, connectivity), pieces)
+    unreached = Unreached({job.classes: job.flooded for job in jobs})
+    rest = tuple(Labelling(j.classes, j.fragments, j.rest, j.grid, j.linked) for j in jobs)
+    n_rest = label_volumes(work, rest, unreached, min_size=0, prefix="rest-", **common)
+    found = Found(jobs, pieces, tuple(n_seeds))
+    return _number_objects(work, found, [a + b for a, b in zip(n_seeds, n_rest, strict=True)], min_size, scratch)
+
+
+def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, scratch: Path) -> list[int]:
+    from unetflow.numerics.labelling import number_components
+
+    first = [np.full(n, np.iinfo(np.int64).max) for n in counts]
+    sizes = [np.zeros(n, np.int64) for n in counts]
+
+    def add(number: int, report: Report) -> None:
+        index, _ = found.pieces.locate(number)
+        ids = unpack(report["ids"], np.int64) - 1
+        np.minimum.at(first[index], ids, unpack(report["first"], np.int64))
+        np.add.at(sizes[index], ids, unpack(report["sizes"], np.int64))
+
+    work.run_pass("tabulate", TabulateBlock(found), found.pieces, add)
+    totals = []
+    scratch.mkdir(parents=True, exist_ok=True)
+    for index, (job, begin, size) in enumerate(zip(found.jobs, first, sizes, strict=True)):
+        numbers = number_components(begin, size, np.arange(len(begin)), max(1, min_size))
+        np.save(scratch / f"numbers-{index}.npy", np.concatenate([[0], numbers]).astype(job.target.dtype))
+        totals.append(int(numbers.max(initial=0)))
+    work.run_pass("number", NumberBlock(found, f"{scratch}/numbers"), found.pieces)
+    return totals
+
+
+@dataclass(frozen=True)
+class Likely:
+    """Where a class is chosen and the foreground's probability is above a threshold.
+
+    Outside the mask of `segment` all probabilities are 0, the background's too: only the
+    classes tell that nothing is there.
+    """
+
+    classes: dict[Volume, Volume]
+    threshold: float
+
+    def __call__(self, probabilities: Volume, box: Box) -> npt.NDArray[np.bool_]:
+        """Read one box."""
+        from unetflow.numerics.watershed import foreground_probability
+
+        mask = self.classes[probabilities].read(box)[0] > 0
+        if mask.any():
+            mask &= foreground_probability(probabilities.read(box)) > self.threshold
+        return np.asarray(mask)
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """Where a class is chosen and no flood came."""
+
+    flooded: dict[Volume, Volume]
+
+    def __call__(self, classes: Volume, box: Box) -> npt.NDArray[np.bool_]:
+        """Read one box."""
+        return np.asarray((classes.read(box)[0] > 0) & (self.flooded[classes].read(box)[0] == 0))
+
+
+@dataclass(frozen=True)
+class FloodBlock:
+    """Flood one block from the seeds in it and in its halo."""
+
+    jobs: tuple[Flooding, ...]
+    pieces: Pieces
+    connectivity: str
+
+    def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
+        from unetflow.numerics.watershed import flood, flood_levels, foreground_probability
+
+        index, here = self.pieces.locate(block.number)
+        job = self.jobs[index]
+        outer = here.outer.intersect(job.grid.domain)
+        ids = job.seeds.read(outer)[0]
+        if ids.any():
+            mask = job.classes.read(outer)[0] > 0
+            levels = flood_levels(foreground_probability(job.probabilities.read(outer)))
+            ids = flood(levels, ids, mask, job.linked, self.connectivity)
+        job.flooded.write(here.inner, ids[here.inner.relative_to(outer).slices])
+        return {}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The objects of both kinds under one numbering: seeds first, then what no flood reached."""
+
+    jobs: tuple[Flooding, ...]
+    pieces: Pieces
+    n_seeds: tuple[int, ...]
+
+    def read(self, index: int, box: Box) -> npt.NDArray[np.uint32]:
+        """Return the ids of a box, before objects are put in order."""
+        flooded, rest = self.jobs[index].flooded.read(box)[0], self.jobs[index].rest.read(box)[0]
+        return np.asarray(np.where(rest > 0, rest + np.uint32(self.n_seeds[index]), flooded), np.uint32)
+
+
+@dataclass(frozen=True)
+class TabulateBlock:
+    """List the objects of one block."""
+
+    found: Found
+
+    def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
+        from unetflow.numerics.watershed import object_table
+
+        index, here = self.found.pieces.locate(block.number)
+        shape = self.found.jobs[index].grid.domain.shape
+        ids, first, sizes = object_table(self.found.read(index, here.inner), here.inner, shape)
+        return {"ids": pack(ids), "first": pack(first), "sizes": pack(sizes)}
+
+
+@dataclass(frozen=True)
+class NumberBlock:
+    """Write the final ids of one block."""
+
+    found: Found
+    numbers: str
+
+    def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
+        index, here = self.found.pieces.locate(block.number)
+        numbers = np.load(f"{self.numbers}-{index}.npy", mmap_mode="r")
+        self.found.jobs[index].target.write(here.inner, numbers[self.found.read(index, here.inner)])
+        return {}
