@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Foreground = Callable[["Volume", Box], npt.NDArray[np.bool_]]
 _BLOCK_BITS = np.uint64(32)
+_TABLE_CHUNK, _TABLE_SHARD = (2**16,), (2**22,)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def label_volumes(
     *,
     connectivity: str,
     min_size: int,
-    scratch: Path,
+    scratch: str | Path,
     prefix: str = "",
     only: npt.NDArray[np.int64] | None = None,
 ) -> list[int]:
@@ -94,11 +95,24 @@ def label_volumes(
         ids = _final_ids(numbers, tables, pairs, offsets, min_size)
         final[offsets[numbers.start] : offsets[numbers.stop]] = ids
         totals.append(int(ids.max(initial=0)))
-    scratch.mkdir(parents=True, exist_ok=True)
-    np.save(scratch / f"{prefix}final.npy", final)
-    np.save(scratch / f"{prefix}offsets.npy", offsets)
-    work.run_pass(f"{prefix}relabel", RelabelBlock(jobs, pieces, f"{scratch}/{prefix}"), blocks)
+    stored = [store_table(f"{scratch}/{prefix}{name}", t) for name, t in (("offsets", offsets), ("final", final))]
+    work.run_pass(f"{prefix}relabel", RelabelBlock(jobs, pieces, *stored), blocks)
     return totals
+
+
+def store_table(path: str, values: npt.NDArray[Any]) -> Volume:
+    """Put a table of the driver's, ``(N,)``, into the store: workers read the part that a block needs."""
+    from unetflow.storage.volume import create_array
+
+    shape = (max(1, len(values)),)
+    table = create_array(
+        path, axes="x", shape=shape, dtype=values.dtype.name, chunk=_TABLE_CHUNK, shard=_TABLE_SHARD, overwrite=True
+    )
+    for block in BlockGrid(table.box, _TABLE_SHARD):
+        part = block.inner.intersect(Box.of_shape(values.shape))
+        if part.size:
+            table.write(part, values[part.slices])
+    return table
 
 
 def _final_ids(
@@ -188,7 +202,8 @@ class RelabelBlock:
 
     jobs: tuple[Labelling, ...]
     pieces: Pieces
-    scratch: str
+    offsets: Volume
+    final: Volume
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
@@ -196,9 +211,8 @@ class RelabelBlock:
 
         index, here = self.pieces.locate(block.number)
         job = self.jobs[index]
-        offsets = np.load(f"{self.scratch}offsets.npy", mmap_mode="r")
-        final = np.load(f"{self.scratch}final.npy", mmap_mode="r")
-        ids = np.asarray(final[offsets[block.number] : offsets[block.number + 1]])
+        start, stop = self.offsets.read(Box((block.number,), (block.number + 2,)))[0].tolist()
+        ids = self.final.read(Box((start,), (stop,)))[0]
         fragments = job.fragments.read(here.inner)[0]
         job.target.write(here.inner, relabel(fragments, ids).astype(job.target.dtype))
         return {}

@@ -64,7 +64,7 @@ def convert(
     source : str
         A file, a folder or a glob of TIFF, PNG, JPEG or `.npy` files, or anything Zarr.
     target : str
-        A new local folder, or one that the same command began.
+        A new folder or URL, or one that the same command began.
     axes : str, optional
         Axes as stored in the source, letters of ``tczyx``. Several files of one shape are
         stacked along the axis that they lack; without ``axes`` 2-D files become ``zyx`` and
@@ -132,9 +132,10 @@ def _run(planned: Plan, work: Work) -> None:
 def _create(planned: Plan, work: Work) -> list[tuple[Volume, ...]]:
     """Create the empty images, or open those that an earlier start created."""
     from unetflow.storage.ngff import create_group
+    from unetflow.storage.store import join
     from unetflow.storage.volume import open_volume
 
-    paths = [str(Path(planned.target, image.name)) for image in planned.images]
+    paths = [join(planned.target, image.name) if image.name else planned.target for image in planned.images]
     depth = work.ledger.value("levels")
     if depth is not None:
         return [

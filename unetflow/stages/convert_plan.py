@@ -160,7 +160,11 @@ def _widen(shard: Shape, image: Readable) -> Shape:
 
 def _refuse_overlap(source: str, target: str) -> None:
     """Refuse a target that holds its source, or lies in a Zarr source."""
-    if "://" in source:
+    if "://" in source or "://" in target:
+        if f"{target.rstrip('/')}/".startswith(f"{source.rstrip('/')}/") or f"{source}/".startswith(
+            f"{target.rstrip('/')}/"
+        ):
+            raise InputError(f"a target must lie outside its source, got {source} and {target}; name another")
         return
     here, there = Path(source).resolve(), Path(target).resolve()
     is_zarr = any(Path(here, name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))

@@ -32,7 +32,7 @@ def create_outputs(made: Plan, work: Work, provenance: dict[str, Any]) -> tuple[
 
     is_new = work.ledger.value("created") is None
     if is_new and made.is_collection:
-        ngff.create_group(str(made.out), {"unetflow": provenance}, overwrite=True)
+        ngff.create_group(made.out, {"unetflow": provenance}, overwrite=True)
     outputs = tuple(_create(made, image, provenance, is_new=is_new) for image in made.images)
     work.ledger.set_value("created", True)
     work.ledger.flush()
@@ -48,6 +48,7 @@ def label_names(made: Plan) -> list[str]:
 
 def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: bool) -> Output:
     from unetflow.storage import ngff
+    from unetflow.storage.store import join
 
     wanted = made.settings.segment.outputs
     root = made.folder_of(image)
@@ -66,20 +67,20 @@ def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: boo
         channel_axes = "tc" + axes[1:] if axes.startswith("t") else "c" + axes
         names = [f"class {k}" for k in range(made.spec.out_channels)] if made.spec.out_channels > 1 else ["foreground"]
         probabilities = _image(
-            str(root), is_new=is_new, axes=channel_axes, n_channels=made.spec.out_channels,
+            root, is_new=is_new, axes=channel_axes, n_channels=made.spec.out_channels,
             dtype=made.settings.segment.dtype, channel_names=names, attributes=attributes, overwrite=True, **common,
         )  # fmt: skip
     elif is_new:
-        ngff.create_group(str(root), attributes, overwrite=True)
+        ngff.create_group(root, attributes, overwrite=True)
     classes = label_names(made) if {"classes", "instances"} & set(wanted) else []
     labels = [*classes, *(["instances"] if "instances" in wanted else [])]
     if labels and is_new:
-        ngff.create_labels_group(str(root), labels)
+        ngff.create_labels_group(root, labels)
     n_classes = 2 if made.facts["kind"] == "multilabel" else made.facts["n_classes"]
     n_colors = {name: 0 if name == "instances" else n_classes for name in labels}
     levels = {
         name: _image(
-            str(root / "labels" / name), is_new=is_new, axes=axes, label=True,
+            join(root, "labels", name), is_new=is_new, axes=axes, label=True,
             dtype="uint32" if name == "instances" else "uint8",
             n_colors=n_colors[name],
             **common,

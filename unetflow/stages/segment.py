@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.seams import measure_seams
 from unetflow.stages.segment_plan import Plan, fingerprint, plan
-from unetflow.stages.work import Conditions, Work, open_work, refuse_foreign, versions
+from unetflow.stages.work import Conditions, Work, open_work, private_place, refuse_foreign, versions
 
 if TYPE_CHECKING:
     from unetflow.settings import Settings
@@ -84,6 +83,8 @@ def segment(
 
 
 def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
+    from unetflow.storage.folders import remove
+
     normalisation = _normalise(made, work)
     outputs = create_outputs(made, work, _provenance(made, prints))
     pieces = made.grids
@@ -110,9 +111,9 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         build_pyramids(work, [o.probabilities for o in outputs], is_labels=False)
         labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
         build_pyramids(work, labels, is_labels=True, name="label-pyramid")
-        shutil.rmtree(made.out / ".unetflow" / "labelling", ignore_errors=True)
+        remove(private_place(made.out, "labelling"))
         seam = _seam_score(made, work, outputs)
-    result: dict[str, Any] = {"out": str(made.out), "images": len(made.images), "mode": made.settings.segment.mode}
+    result: dict[str, Any] = {"out": made.out, "images": len(made.images), "mode": made.settings.segment.mode}
     if objects is not None:
         result["objects"] = sum(objects)
     if seam is not None:

@@ -31,7 +31,7 @@ class Plan:
     facts: dict[str, Any]
     spec: UNetSpec
     images: tuple[Image, ...]
-    out: Path
+    out: str
     roi: str | None
 
     @property
@@ -39,9 +39,9 @@ class Plan:
         """Whether the output is a group of images."""
         return self.images[0].name != ""
 
-    def folder_of(self, image: Image) -> Path:
-        """Return the OME-Zarr image that an input image becomes."""
-        return self.out / image.name if image.name else self.out
+    def folder_of(self, image: Image) -> str:
+        """Return the OME-Zarr image that an input image becomes: a path or URL."""
+        return f"{self.out.rstrip('/')}/{image.name}" if image.name else self.out
 
     @property
     def grids(self) -> Pieces:
@@ -59,7 +59,7 @@ class Plan:
         kept = first.tile[-self.spec.dims :]
         return {
             "model": str(self.model),
-            "out": str(self.out),
+            "out": self.out,
             "outputs": list(self.settings.segment.outputs),
             "images": len(self.images),
             "shape": list(first.domain.shape),
@@ -105,7 +105,7 @@ def plan(
     if mask and any(image.mask is None for image in images):
         raise InputError(f"--mask needs a mask for each of {len(images)} images, got {sorted(masks)}; name them alike")
     _check_outputs(settings, facts)
-    target = Path(out) if out else Path(f"{_stem(volume)}.unetflow.zarr")
+    target = str(out) if out else f"{_stem(volume)}.unetflow.zarr"
     return Plan(settings, model_path, facts, spec, images, target, roi)
 
 

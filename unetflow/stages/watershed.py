@@ -93,7 +93,7 @@ def flood_volumes(
     seed_size: int,
     connectivity: str,
     min_size: int,
-    scratch: Path,
+    scratch: str | Path,
 ) -> list[int]:
     """Find the objects of several volumes and return how many there are in each.
 
@@ -112,7 +112,7 @@ def flood_volumes(
     return _number_objects(work, found, [a + b for a, b in zip(n_seeds, n_rest, strict=True)], min_size, scratch)
 
 
-def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, scratch: Path) -> list[int]:
+def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, scratch: str | Path) -> list[int]:
     from unetflow.numerics.labelling import number_components
 
     first = [np.full(n, np.iinfo(np.int64).max) for n in counts]
@@ -126,10 +126,10 @@ def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, 
 
     work.run_pass("tabulate", TabulateBlock(found), found.pieces, add)
     totals = []
-    scratch.mkdir(parents=True, exist_ok=True)
+    Path(scratch).mkdir(parents=True, exist_ok=True)
     for index, (job, begin, size) in enumerate(zip(found.jobs, first, sizes, strict=True)):
         numbers = number_components(begin, size, np.arange(len(begin)), max(1, min_size))
-        np.save(scratch / f"numbers-{index}.npy", np.concatenate([[0], numbers]).astype(job.target.dtype))
+        np.save(Path(scratch) / f"numbers-{index}.npy", np.concatenate([[0], numbers]).astype(job.target.dtype))
         totals.append(int(numbers.max(initial=0)))
     work.run_pass("number", NumberBlock(found, f"{scratch}/numbers"), found.pieces)
     return totals

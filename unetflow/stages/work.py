@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,31 +149,40 @@ def open_work(
 
     Parameters
     ----------
-    folder : path
+    folder : path or URL
         The result's own folder; the record lies in its ``.unetflow``.
     fingerprint : dict
         What the bytes depend on.
     """
-    from unetflow.storage.ledger import open_ledger
+    from unetflow.storage import folders
+    from unetflow.storage.ledger import has_ledger, open_ledger
     from unetflow.storage.lock import acquire_lock
 
-    place = Path(folder, ".unetflow")
+    place = private_place(folder)
+    own = private_place(folder, stage)
     is_new = False
     try:
         with acquire_lock(place):
-            is_new = not (place / stage).exists()
+            is_new = not has_ledger(own)
             try:
-                with open_ledger(place / stage, fingerprint, overwrite=overwrite) as ledger:
+                with open_ledger(own, fingerprint, overwrite=overwrite) as ledger:
                     yield Work(stage, ledger, conditions, retry_failed)
             except InputError:
                 # Only who holds the lock may take a record away: it may be another's otherwise.
                 if is_new:
-                    shutil.rmtree(place / stage, ignore_errors=True)
+                    folders.remove(own)
                 raise
     except InputError:
-        if is_new:
-            _leave_nothing(place)
+        if is_new and "://" not in place:
+            _leave_nothing(Path(place))
         raise
+
+
+def private_place(folder: str | Path, *names: str) -> str:
+    """Return where a stage keeps what it did, apart from the result: a path or URL."""
+    from unetflow.storage import folders, store
+
+    return store.join(store.normalise(folder), folders.PRIVATE_FOLDER, *names)
 
 
 def _leave_nothing(place: Path) -> None:
@@ -194,12 +202,21 @@ def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
     Raises
     ------
     InputError
-        If ``target`` exists, was not made by ``stage``, and ``overwrite`` is false.
+        If ``target`` exists, was not made by ``stage``, and ``overwrite`` is false; or if the
+        store behind a URL cannot be listed.
     """
-    path = Path(target)
-    if "://" in str(target):
-        raise InputError(f"outputs go to a local or shared folder, got {target}; copy them to the store afterwards")
-    if path.exists() and not overwrite and not (path / ".unetflow" / stage).exists() and any(path.iterdir()):
+    from unetflow.storage import folders, store
+    from unetflow.storage.ledger import has_ledger
+
+    path = store.normalise(target)
+    try:
+        is_foreign = not overwrite and bool(folders.content_of(path)) and not has_ledger(private_place(path, stage))
+    except (OSError, NotImplementedError) as cause:
+        raise InputError(
+            f"an output needs a store that can be listed and written, got '{path}' ({cause}); check address, "
+            "permissions and credentials, or write to a folder and copy it"
+        ) from cause
+    if is_foreign:
         raise InputError(f"{path} must be new or an output of `unetflow {stage}`; name another, or give --overwrite")
 
 

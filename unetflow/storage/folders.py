@@ -32,7 +32,8 @@ def clear(path: str, *, overwrite: bool) -> None:
             f"an output must be a new folder or a Zarr node, got the folder '{path}' with other "
             "files; give another name"
         )
-    for name in content:
+    # Metadata go last: what an interruption leaves is still Zarr, and may be removed.
+    for name in sorted(content, key=lambda name: name in stores.DOCUMENTS):
         remove(stores.join(path, name))
 
 

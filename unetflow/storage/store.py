@@ -23,7 +23,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from unetflow.errors import InputError
 
-_DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 HEAD_BYTES = 18  # of a chunk file: as much as `header` wants to see
 
@@ -244,7 +244,7 @@ def write_document(path: str, name: str, document: Json) -> None:
 
 def is_node(path: str) -> bool:
     """Say whether Zarr metadata stand at a path."""
-    return any(read_bytes(path, name) is not None for name in _DOCUMENTS)
+    return any(read_bytes(path, name) is not None for name in DOCUMENTS)
 
 
 def _mapping(value: object) -> Json:
