@@ -8,9 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint bench test-gpu test-slurm clean
+.PHONY: help install demo test lint bench soak test-gpu test-slurm clean
 help:
-	@echo 'make demo | test | lint | bench | test-gpu | test-slurm | install | clean'
+	@echo 'make demo | test | lint | bench | soak | test-gpu | test-slurm | install | clean'
 
 install: $(INSTALLED)
 
@@ -36,7 +36,12 @@ lint: $(INSTALLED)
 
 # One script a claim; the first that fails ends the run. What they share has no main part.
 bench: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt monai
 	@for script in $$(grep -l __main__ benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+# What takes many minutes: memory that must not grow with the volume, kills at random moments.
+soak: $(INSTALLED)
+	$(TESTS) tests -m soak -s
 
 # pytest ends with 5 where no test carries the mark: said in plain words, and no failure.
 test-gpu test-slurm: test-%: $(INSTALLED)
