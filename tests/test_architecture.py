@@ -1,6 +1,6 @@
 """The import law, read from the import lines, and the light start that it is there for.
 
-    cli -> stages -> { numerics, storage, nn, runtime, formats } -> { geometry, architecture, errors, memory }
+    cli -> stages -> { numerics, storage, nn, runtime, formats } -> BOTTOM, the plain records
     cli, stages -> settings          cli -> terminal -> stages, runtime, settings
 """
 
@@ -20,7 +20,7 @@ import unetflow
 
 PACKAGE = Path(unetflow.__file__).parent
 
-BOTTOM = {"architecture", "errors", "geometry", "memory"}
+BOTTOM = {"architecture", "errors", "forward_memory", "geometry", "memory"}
 MIDDLE = {"formats", "nn", "numerics", "runtime", "storage"}
 MAY_IMPORT = {
     "__init__": {"stages"},

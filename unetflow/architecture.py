@@ -281,10 +281,9 @@ class UNetSpec:
         )
 
     def activation_bytes(self, shape: Sequence[int]) -> int:
-        """Estimate the peak memory of one forward pass in float32, in bytes.
+        """Return a generous bound of the features at level 0, float32, in bytes: for the choice of patches.
 
-        The peak stands at level 0 of the expanding path: the concatenated features, the
-        result of the first convolution, and one working copy.
+        Inference is planned by `unetflow.forward_memory`, which follows the network step by step.
         """
         width = 2 if self.skip == "concat" else 1
         return 4 * math.prod(shape) * (self.base_channels * (width + 3) + self.out_channels * 2)

@@ -17,7 +17,6 @@ from unetflow.architecture import UNetSpec
 from unetflow.geometry import Box
 from unetflow.nn.predict import Predictor
 from unetflow.nn.unet import UNet
-from unetflow.stages.layout import choose_tile
 from unetflow.stages.predict import Kept, Loaded, TileRunner, _hull
 from unetflow.stages.tiles import Tiling
 from unetflow.storage.chunks import ChunkCache
@@ -156,15 +155,3 @@ def test_the_answer_for_emptiness_is_computed_once_and_is_that_of_the_network(na
     for part, p in parts.items():
         assert np.abs(p - expected[(slice(None), *part.slices)]).max() <= 1e-5
     assert expected[0].std() > 1e-6, "where nothing is, the place within the stride still shows"
-
-
-@given(
-    memory=st.integers(10**7, 10**9),
-    shape=st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
-    depth=st.integers(1, 4),
-)
-def test_a_tile_fits_memory_and_stands_on_the_stride(memory: int, shape: tuple[int, int], depth: int) -> None:
-    spec = UNetSpec.build(depth=depth, base_channels=8)
-    tile = choose_tile(spec, shape, memory)
-    assert all(t % s == 0 and t <= -(-n // s) * s for t, s, n in zip(tile, spec.total_stride, shape, strict=True))
-    assert spec.activation_bytes(spec.tile_input(tile)) <= memory

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
 from unetflow.geometry import Shape
-from unetflow.memory import format_bytes
+from unetflow.stages.tile_choice import Axis, axes_of, round_up
+from unetflow.stages.tiles import Tiling
 
 # Lengths per axis for 2-D and 3-D. A 2-D shard is about 4 million voxels, a 3-D one 17 million:
 # large enough that halos stay cheap, small enough for many workers.
 _CHUNK = {2: 512, 3: 64}
 _SHARD = {2: 2048, 3: 256}
+_BLOCK_VOXELS = {dims: length**dims for dims, length in _SHARD.items()}
 
 
 def linked_axes(grid_axes: str, dims: int, *, link: bool = False) -> tuple[bool, ...]:
@@ -82,103 +84,74 @@ def check_multiple(name: str, lengths: Shape, unit_name: str, unit: Shape) -> No
         )
 
 
-def choose_tile(
-    spec: UNetSpec, shape: Shape, memory: int, tile: Shape | None = None
-) -> Shape:
-    """Choose the voxels that one forward pass keeps: a pure function of its arguments.
+class Layout(NamedTuple):
+    """How an output is cut, per grid axis: block of whole shards, shard of whole chunks."""
 
-    Tiles are multiples of the network's total stride, no larger than the volume needs, and
-    the context around them fits ``memory``. Among those that fit, each axis grows in turn
-    where that saves the most work per kept voxel.
+    chunk: Shape
+    shard: Shape
+    block: Shape
+
+
+def choose_output_layout(
+    tiling: Tiling, chunk: Shape | None = None, shard: Shape | None = None
+) -> Layout:
+    """Choose chunk, shard and block of an output so that blocks hold whole tiles.
+
+    A block is one tile where that is worth a task, else a few; a shard is a block, or as much of it
+    as a file should hold.
 
     Parameters
     ----------
-    shape : tuple of int
-        The volume along the network's axes.
-    memory : int
-        Bytes for one forward pass.
-    tile : tuple of int, optional
-        The wish of the user, checked.
+    tiling : Tiling
+        The tiles, chosen with the wishes in mind (`choose_tile`).
+    chunk, shard : tuple of int, optional
+        The wishes of the user, per grid axis.
 
     Raises
     ------
     InputError
-        If ``tile`` is no multiple of the stride, or not even the smallest tile fits.
+        If the shard is no multiple of the chunk.
     """
-    stride = spec.total_stride
-    if tile is not None:
-        good = tuple(-(-n // s) * s for n, s in zip(tile, stride, strict=True))
-        if good != tuple(tile):
-            raise InputError(
-                f"segment.tile must be a multiple of the network's total stride {stride}, got {tuple(tile)}; use {good}"
-            )
-        return good
-    most = tuple(-(-n // s) * s for n, s in zip(shape, stride, strict=True))
-    best = stride
-    if spec.activation_bytes(spec.tile_input(best)) > memory:
-        raise InputError(
-            f"segment.memory must hold at least one tile of {spec.tile_input(best)} voxels, which needs about "
-            f"{format_bytes(spec.activation_bytes(spec.tile_input(best)))}, got {format_bytes(memory)}; raise it"
-        )
-    while True:
-        grown = [
-            tuple(n + s * (a == axis) for a, (n, s) in enumerate(zip(best, stride, strict=True)))
-            for axis in range(spec.dims)
-            if best[axis] < most[axis]
-        ]
-        grown = [g for g in grown if spec.activation_bytes(spec.tile_input(g)) <= memory]
-        if not grown:
-            return tuple(_round_tile(n, m, s) for n, m, s in zip(best, most, stride, strict=True))
-        best = min(grown, key=lambda g: (work_factor(spec, g), g))
-
-
-def _round_tile(length: int, most: int, stride: int) -> int:
-    """Prefer multiples of 64 to odd lengths, so that chunks of usual sizes divide tiles."""
-    if length < most and length >= 128 and 64 % stride == 0:
-        return length // 64 * 64
-    return length
-
-
-def work_factor(spec: UNetSpec, kept: Shape) -> float:
-    """Return voxels computed per voxel kept."""
-    factor = 1.0
-    for n, k in zip(spec.tile_input(kept), kept, strict=True):
-        factor *= n / k
-    return factor
-
-
-def choose_output_layout(
-    shape: Shape, kept: Shape, chunk: Shape | None = None, shard: Shape | None = None
-) -> tuple[Shape, Shape]:
-    """Choose chunk and shard of an output so that blocks hold whole tiles.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        The output, per grid axis.
-    kept : tuple of int
-        The tile's kept voxels along the network's axes.
-    """
-    dims = len(kept)
-    n_lead = len(shape) - dims
+    dims, lead = tiling.spec.dims, tiling.n_lead
+    if chunk is not None and shard is not None:
+        check_multiple("shard", shard, "chunk", chunk)
+    axes = axes_of(tiling, shard or chunk)
+    pitch = tiling.step
     if chunk is None:
-        lengths = tuple(_divisor_below(k, _CHUNK[dims] * 5 // 4) for k in kept)
-        # A tile whose length has no good divisor is one chunk.
-        chunk = (1,) * n_lead + tuple(d if d * 4 >= _CHUNK[dims] else k for d, k in zip(lengths, kept, strict=True))
-        if shard is not None:
-            chunk = tuple(_divisor_below(s, c) for s, c in zip(shard, chunk, strict=True))
+        chunk = _choose_chunk(pitch, dims, shard)
+    unit = shard or chunk
+    block = unit[:lead] + _choose_block(axes, tiling, unit[lead:])
     if shard is None:
-        tile = (1,) * n_lead + kept
-        limit = (1,) * n_lead + (_SHARD[dims],) * dims
-        shard = tuple(
-            _common(t, c) * max(1, min(-(-n // _common(t, c)), most // _common(t, c)))
-            for t, c, n, most in zip(tile, chunk, shape, limit, strict=True)
-        )
-    check_multiple("shard", shard, "chunk", chunk)
-    return chunk, shard
+        limit = (1,) * lead + (_SHARD[dims],) * dims
+        shard = tuple(c * _divisor_below(b // c, max(1, m // c)) for c, b, m in zip(chunk, block, limit, strict=True))
+    return Layout(chunk, shard, block)
 
 
-def _common(tile: int, chunk: int) -> int:
-    """Return the length that holds whole tiles and whole chunks, or whole chunks where that is absurd."""
-    both = math.lcm(tile, chunk)
-    return both if both <= 4 * max(tile, chunk) else chunk
+def _choose_chunk(pitch: Shape, dims: int, shard: Shape | None) -> Shape:
+    """Return chunks of about the usual length that divide tiles and shards, where they have such divisors."""
+    lead = len(pitch) - dims
+    usual = _CHUNK[dims]
+    chunk = []
+    for tile, whole in zip(pitch[lead:], (shard or pitch)[lead:], strict=True):
+        lengths = [_divisor_near(n, usual) for n in (math.gcd(tile, whole), whole)]
+        # A shard or tile whose length has no good divisor is one chunk.
+        chunk.append(next((n for n in lengths if n * 4 >= min(usual, whole)), whole))
+    return (1,) * lead + tuple(chunk)
+
+
+def _divisor_near(length: int, usual: int) -> int:
+    """Return the divisor of a length that is nearest, as a ratio, to the usual one."""
+    divisors = (n for n in range(1, min(length, 4 * usual) + 1) if length % n == 0)
+    return min(divisors, key=lambda n: (max(n, usual) / min(n, usual), n))
+
+
+def _choose_block(axes: Sequence[Axis], tiling: Tiling, unit: Shape) -> Shape:
+    """Return the shortest block, doubled along its shortest axis until it is worth a task."""
+    tile = tiling.tile[tiling.n_lead :]
+    least = _BLOCK_VOXELS[tiling.spec.dims] // (1 if tiling.mode == "blend" else 4)
+    block = [round_up(a.block(t), u) for a, t, u in zip(axes, tile, unit, strict=True)]
+    while True:
+        axis = min((i for i, a in enumerate(axes) if block[i] < a.length), key=lambda i: block[i], default=None)
+        if axis is None or math.prod(block) >= least:
+            return tuple(block)
+        block[axis] *= 2

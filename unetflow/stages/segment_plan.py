@@ -11,10 +11,11 @@ from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box, parse_roi
 from unetflow.memory import format_bytes
-from unetflow.stages.layout import choose_output_layout, choose_tile, linked_axes, on_grid, work_factor
+from unetflow.stages.layout import choose_output_layout, linked_axes, on_grid
 from unetflow.stages.masks import lay_over
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.predict import Image
+from unetflow.stages.tile_choice import choose_tile
 from unetflow.stages.tiles import Tiling
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """Return what ``--plan`` prints."""
         first = self.images[0]
-        kept = first.tile[-self.spec.dims :]
         return {
             "model": str(self.model),
             "out": self.out,
@@ -64,12 +64,11 @@ class Plan:
             "images": len(self.images),
             "shape": list(first.domain.shape),
             "blocks": len(self.grids),
-            "block": list(first.shard),
+            "block": list(first.block),
             "chunk": list(first.chunk),
-            "tile": list(kept),
-            "tile_input": list(self.spec.tile_input(kept)),
-            "work_factor": round(work_factor(self.spec, kept), 3),
-            "memory_per_tile": format_bytes(self.spec.activation_bytes(self.spec.tile_input(kept))),
+            "shard": list(first.shard),
+            "tile": list(first.tile[-self.spec.dims :]),
+            "tile_input": list(self.tiling_of(first).input_shape),
             "read": format_bytes(sum(i.volume.nbytes * i.domain.size / i.volume.box.size for i in self.images)),
         }
 
@@ -137,20 +136,19 @@ def _plan_image(
             f"{volume.n_channels} in {volume.path} (axes {volume.axes}); choose another volume or give --axes"
         )
     linked_axes(volume.grid_axes, spec.dims)
-    n_lead = volume.ndim - spec.dims
     domain = parse_roi(_with_time(roi, volume), volume.shape) if roi else volume.box
-    wish = on_grid(segment.tile, volume.grid_axes, "segment.tile")
-    if wish is not None and any(n != 1 for n in wish[:n_lead]):
-        raise InputError(f"segment.tile must be 1 along axes that the network does not see, got {list(wish)}")
-    kept = choose_tile(spec, volume.shape[n_lead:], segment.memory, wish[n_lead:] if wish else None)
-    chunk, shard = choose_output_layout(
-        domain.shape,
-        kept,
-        on_grid(segment.chunk, volume.grid_axes, "segment.chunk"),
-        on_grid(segment.shard, volume.grid_axes, "segment.shard"),
-    )
+    wished = {
+        name: on_grid(lengths, volume.grid_axes, f"segment.{name}")
+        for name, lengths in (("tile", segment.tile), ("chunk", segment.chunk), ("shard", segment.shard))
+    }
+    tile = choose_tile(
+        spec, domain, segment.memory, tile=wished["tile"], unit=wished["shard"] or wished["chunk"],
+        tta=segment.tta, mode=segment.mode, overlap=segment.overlap,
+    )  # fmt: skip
+    tiling = Tiling(spec, domain, tile, segment.tta, segment.mode, segment.overlap)
+    layout = choose_output_layout(tiling, wished["chunk"], wished["shard"])
     over = None if mask is None else lay_over(mask, volume)
-    return Image(name, volume, over, domain, (1,) * n_lead + kept, chunk, shard, shard)
+    return Image(name, volume, over, domain, tile, layout.chunk, layout.shard, layout.block)
 
 
 def _with_time(roi: str, volume: Volume) -> str:

@@ -1,0 +1,226 @@
+"""Tiles by their laws: they cover, stand on the stride, fit memory, and cost no more than growing them greedily."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from typing import Any
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from unetflow.architecture import UNetSpec
+from unetflow.errors import InputError
+from unetflow.forward_memory import forward_bytes
+from unetflow.geometry import BlockGrid, Box, Shape
+from unetflow.stages.layout import choose_output_layout
+from unetflow.stages.tile_choice import Axis, axes_of, choose_tile
+from unetflow.stages.tiles import Tiling
+
+FLAT = UNetSpec.build(depth=3, base_channels=32)
+SOLID = UNetSpec.build(dims=3, depth=2, base_channels=16)
+DEEP = UNetSpec.build(dims=3, depth=3, base_channels=16)  # a margin of 44
+
+
+@st.composite
+def jobs(draw: st.DrawFn, mode: str = "exact") -> tuple[UNetSpec, Box, int, bool]:
+    """Draw a network, what is segmented with it, and memory that holds at least one tile."""
+    dims = draw(st.sampled_from([2, 3]))
+    spec = UNetSpec.build(
+        dims=dims,
+        depth=draw(st.integers(1, 3)),
+        base_channels=draw(st.sampled_from([4, 16])),
+        padding=draw(st.sampled_from(["valid", "same"])),
+        upsample=draw(st.sampled_from(["transpose", "resize"])),
+    )
+    lead = draw(st.integers(0, 1))
+    longest = 5000 if dims == 2 else 600
+    start = tuple(draw(st.integers(0, 20)) for _ in range(lead + dims))
+    shape = (3,) * lead + tuple(draw(st.integers(1, longest)) for _ in range(dims))
+    domain = Box(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
+    memory = draw(st.integers(10**8, 2 * 10**9))
+    tta = draw(st.booleans())
+    smallest = Tiling(spec, domain, (1,) * lead + spec.total_stride, tta)
+    assume(forward_bytes(spec, smallest.input_shape) <= memory)
+    return spec, domain, memory, tta
+
+
+def work_of(tiling: Tiling, block: Shape | None = None) -> int:
+    """Voxels that the network computes, tile by tile and block by block: the oracle."""
+    grid = BlockGrid(tiling.domain, block or tiling.domain.shape)
+    return math.prod(tiling.input_shape) * sum(tiling.count(b.inner) for b in grid)
+
+
+def grow_greedily(spec: UNetSpec, domain: Box, memory: int, tta: bool) -> Tiling:
+    """Grow the tile stride by stride where it saves most, whatever the length of the volume."""
+    lead, stride = domain.ndim - spec.dims, spec.total_stride
+    lengths = domain.shape[lead:]
+    best = stride
+
+    def tiling(kept: Shape) -> Tiling:
+        return Tiling(spec, domain, (1,) * lead + kept, tta)
+
+    while True:
+        grown = [
+            tuple(n + s * (a == axis) for a, (n, s) in enumerate(zip(best, stride, strict=True)))
+            for axis in range(spec.dims)
+            if best[axis] < lengths[axis]
+        ]
+        grown = [g for g in grown if forward_bytes(spec, tiling(g).input_shape) <= memory]
+        if not grown:
+            return tiling(best)
+        best = min(grown, key=lambda g: (math.prod(tiling(g).input_shape) / math.prod(g), g))
+
+
+@given(jobs())
+def test_a_tile_stands_on_the_stride_fits_memory_and_is_no_longer_than_needed(job: Any) -> None:
+    spec, domain, memory, tta = job
+    tile = choose_tile(spec, domain, memory, tta=tta)
+    lead = domain.ndim - spec.dims
+    assert tile[:lead] == (1,) * lead
+    for n, s, length in zip(tile[lead:], spec.total_stride, domain.shape[lead:], strict=True):
+        assert n % s == 0
+        assert n < length + s
+    assert forward_bytes(spec, Tiling(spec, domain, tile, tta).input_shape) <= memory
+
+
+@given(jobs())
+def test_tiles_of_all_blocks_cover_what_is_segmented_once(job: Any) -> None:
+    spec, domain, memory, tta = job
+    tiling = Tiling(spec, domain, choose_tile(spec, domain, memory, tta=tta), tta)
+    grid = BlockGrid(domain, choose_output_layout(tiling).block)
+    assume(len(grid) < 300)
+    covered = sum(t.kept.intersect(domain).size for block in grid for t in tiling.touching(block.inner))
+    assert covered == domain.size
+
+
+@settings(max_examples=30)
+@given(jobs())
+def test_no_choice_is_costlier_than_growing_a_tile_greedily(job: Any) -> None:
+    spec, domain, memory, tta = job
+    tiling = Tiling(spec, domain, choose_tile(spec, domain, memory, tta=tta), tta)
+    assert work_of(tiling) <= work_of(grow_greedily(spec, domain, memory, tta))
+
+
+def test_tiles_are_divided_evenly() -> None:
+    # Memory for 1472 squared: 3 x 1368 along each axis or better, not 2 x 1472 and a rest.
+    memory = forward_bytes(FLAT, FLAT.tile_input((1472, 1472)))
+    domain = Box.of_shape((4096, 4096))
+    tiling = Tiling(FLAT, domain, choose_tile(FLAT, domain, memory))
+    assert work_of(tiling) <= work_of(Tiling(FLAT, domain, (1368, 1368)))
+    square = Box.of_shape((4096, 1368))
+    assert choose_tile(FLAT, square, memory) == (1368, 1368)
+
+
+@pytest.mark.parametrize("spec", [FLAT, SOLID, DEEP, UNetSpec.build(depth=1, base_channels=4)])
+def test_a_million_voxels_an_axis_are_planned_in_a_moment(spec: UNetSpec) -> None:
+    domain = Box.of_shape((1_000_003,) * spec.dims)
+    seconds = []
+    for memory in (2_000_000_000, 2_000_000_001, 2_000_000_002):  # none is remembered
+        start = time.process_time()
+        choose_tile(spec, domain, memory)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05
+
+
+@given(
+    length=st.integers(1, 3000), stride=st.sampled_from([1, 2, 8]), periods=st.integers(1, 40),
+    block=st.integers(1, 500), overlap=st.sampled_from([0.0, 0.25, 0.5]),
+)  # fmt: skip
+def test_runs_are_the_tiles_that_blocks_touch(
+    length: int, stride: int, periods: int, block: int, overlap: float
+) -> None:
+    tile = stride * periods
+    axis = Axis(length, stride, 0, overlap=overlap)
+    pitch = axis.pitch(tile)
+    places = range(-(tile // pitch + 1) * pitch, length, pitch)
+    expected = sum(
+        start < min(b + block, length) and start + tile > b for b in range(0, length, block) for start in places
+    )
+    assert axis.runs(tile, block) == expected
+
+
+# Blocks, shards and chunks
+
+
+@given(jobs(), st.data())
+@example((SOLID, Box.of_shape((512, 512, 512)), 2 * 10**9, False), None)
+def test_blocks_are_whole_shards_of_whole_chunks_and_cost_what_axes_say(job: Any, data: st.DataObject | None) -> None:
+    spec, domain, memory, tta = job
+    lead = domain.ndim - spec.dims
+    chunk = shard = None
+    if data is not None and data.draw(st.booleans()):
+        wish = st.tuples(*[st.just(1)] * lead, *[st.integers(16, 300)] * spec.dims)
+        chunk = data.draw(st.none() | wish)
+        times = st.tuples(*[st.integers(1, 3)] * domain.ndim)
+        shard = data.draw(st.none() | (wish if chunk is None else times.map(lambda n: _times(n, chunk))))
+    tile = choose_tile(spec, domain, memory, unit=shard or chunk, tta=tta)
+    tiling = Tiling(spec, domain, tile, tta)
+    layout = choose_output_layout(tiling, chunk, shard)
+    assert (chunk or layout.chunk, shard or layout.shard) == layout[:2]
+    for c, s, b in zip(*layout, strict=True):
+        assert b % s == 0
+        assert s % c == 0
+    axes = axes_of(tiling, shard or chunk)
+    for axis, t, b in zip(axes, tile[lead:], layout.block[lead:], strict=True):
+        if axis.holds_whole_tiles(t):
+            assert b % t == 0 or b >= axis.length
+    if math.prod(BlockGrid(domain, layout.block).counts) < 2000:
+        runs = math.prod(a.runs(t, b) for a, t, b in zip(axes, tile[lead:], layout.block[lead:], strict=True))
+        planes = math.prod(domain.shape[:lead])
+        assert planes * runs * math.prod(tiling.input_shape) == work_of(tiling, layout.block)
+
+
+def _times(a: Shape, b: Shape) -> Shape:
+    return tuple(x * y for x, y in zip(a, b, strict=True))
+
+
+def factor(spec: UNetSpec, shape: Shape, shard: Shape | None) -> float:
+    domain = Box.of_shape(shape)
+    tiling = Tiling(spec, domain, choose_tile(spec, domain, 2 * 10**9, unit=shard))
+    return work_of(tiling, choose_output_layout(tiling, None, shard).block) / domain.size
+
+
+@pytest.mark.parametrize("shard", [(64, 64, 64), (128, 128, 128), (512, 512, 512), (96, 96, 96)])
+def test_a_wish_for_a_shard_does_not_multiply_the_work(shard: Shape) -> None:
+    assert factor(DEEP, (1024, 1024, 1024), shard) < 1.3 * factor(DEEP, (1024, 1024, 1024), None)
+
+
+@pytest.mark.parametrize("length", [1021, 501, 1000])
+def test_a_shard_that_fits_no_tile_costs_less_than_twice(length: int) -> None:
+    assert factor(FLAT, (20_000, 20_000), (length, length)) < 2 * factor(FLAT, (20_000, 20_000), None)
+
+
+def test_blocks_are_one_to_a_few_tiles() -> None:
+    for spec, shape, memory in [(FLAT, (4096, 4096), 10**9), (FLAT, (9999, 9999), 10**8), (SOLID, (999,) * 3, 10**9)]:
+        domain = Box.of_shape(shape)
+        tiling = Tiling(spec, domain, choose_tile(spec, domain, memory))
+        layout = choose_output_layout(tiling)
+        n_tiles = math.prod(b // t for b, t in zip(layout.block, tiling.tile, strict=True))
+        limit = {2: 2048, 3: 256}[spec.dims] ** spec.dims
+        assert n_tiles == 1 or limit // 8 <= math.prod(layout.block) <= limit
+        assert all(16 <= c <= 1024 for c in layout.chunk)
+
+
+def test_a_shard_of_broken_chunks_is_refused_with_the_next_good_one() -> None:
+    tiling = Tiling(FLAT, Box.of_shape((500, 500)), (256, 256))
+    with pytest.raises(InputError, match=r"use \(128, 128\)"):
+        choose_output_layout(tiling, (64, 64), (100, 128))
+
+
+def test_a_tile_off_the_stride_is_refused_with_the_next_good_one() -> None:
+    with pytest.raises(InputError, match=r"use \(1, 104, 96\)"):
+        choose_tile(FLAT, Box.of_shape((5, 500, 500)), 10**9, tile=(1, 100, 96))
+
+
+def test_memory_for_no_tile_is_refused_with_what_one_needs() -> None:
+    with pytest.raises(InputError, match=r"segment.memory must hold .* got 1.0 MB; raise it"):
+        choose_tile(FLAT, Box.of_shape((500, 500)), 10**6)
+
+
+def test_tile_and_layout_follow_from_shapes_alone() -> None:
+    domains = [Box.of_shape(s) for s in itertools.permutations((700, 800, 900))]
+    first = [choose_tile(SOLID, d, 10**9) for d in domains]
+    assert first == [choose_tile(SOLID, d, 10**9) for d in reversed(domains)][::-1]
