@@ -172,13 +172,26 @@ class BlockGrid:
         zero = (0,) * self.domain.ndim
         return Block(number, inner, inner.grow(self.before or zero, self.after or zero))
 
+    def bricks(self, shape: Sequence[int]) -> Iterator[Brick]:
+        """Yield bricks of ``shape`` blocks that tile the grid, in C order and on demand.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Blocks along each axis. Bricks at the far end are cut by the grid; of a shape with more
+            axes than the grid, the last ones count.
+        """
+        wanted = tuple(shape)[-self.domain.ndim :]
+        if len(wanted) != self.domain.ndim or min(wanted, default=1) < 1:
+            raise ValueError(f"a brick needs {self.domain.ndim} counts of at least 1, got {tuple(shape)}")
+        for place in _places([-(-n // b) for n, b in zip(self.counts, wanted, strict=True)]):
+            first = tuple(i * b for i, b in zip(place, wanted, strict=True))
+            counts = tuple(min(b, n - f) for b, n, f in zip(wanted, self.counts, first, strict=True))
+            yield Brick(self, first, counts)
+
     def index_of(self, number: int) -> Shape:
         """Return the block's position per axis (C order)."""
-        index = []
-        for count in reversed(self.counts):
-            number, i = divmod(number, count)
-            index.append(i)
-        return tuple(reversed(index))
+        return _place_of(number, self.counts)
 
     def number_at(self, index: Sequence[int]) -> int:
         """Return the number of the block at a position per axis."""
@@ -244,6 +257,55 @@ class BlockGrid:
             index = index[(index <= high).all(axis=1)]
             found.append(np.ravel_multi_index(tuple(index.T), self.counts))
         return np.unique(np.concatenate(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Brick:
+    """Neighbouring blocks of a grid, in C order: what one worker does after one another.
+
+    Parameters
+    ----------
+    grid : BlockGrid
+    first : tuple of int
+        Position of the first block, per axis.
+    counts : tuple of int
+        Blocks along each axis.
+
+    Examples
+    --------
+    >>> grid = BlockGrid(Box.of_shape((8, 8)), (2, 2))
+    >>> [[block.number for block in brick] for brick in grid.bricks((2, 3))]
+    [[0, 1, 2, 4, 5, 6], [3, 7], [8, 9, 10, 12, 13, 14], [11, 15]]
+    """
+
+    grid: BlockGrid
+    first: Shape
+    counts: Shape
+
+    def __len__(self) -> int:
+        return math.prod(self.counts)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> Block:
+        if not 0 <= position < len(self):
+            raise IndexError(f"block {position} of {len(self)}")
+        within = _place_of(position, self.counts)
+        return self.grid[self.grid.number_at([f + i for f, i in zip(self.first, within, strict=True)])]
+
+
+def _place_of(number: int, counts: Sequence[int]) -> Shape:
+    """Return the position per axis of the ``number``-th of ``counts`` things in C order."""
+    index = []
+    for count in reversed(counts):
+        number, i = divmod(number, count)
+        index.append(i)
+    return tuple(reversed(index))
+
+
+def _places(counts: Sequence[int]) -> Iterator[Shape]:
+    return (_place_of(number, counts) for number in range(math.prod(counts)))
 
 
 def mirror_indices(start: int, stop: int, length: int) -> npt.NDArray[np.int64]:

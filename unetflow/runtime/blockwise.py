@@ -16,20 +16,26 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from unetflow.runtime.books import Blocks, Clock, Pass, PassResult
-from unetflow.runtime.executors import Executor, InProcess, OnCluster
+from unetflow.geometry import Shape
+from unetflow.runtime.books import Clock, Pass, PassResult
+from unetflow.runtime.dispatch import Dispatch
+from unetflow.runtime.executors import Executor, InProcess
+from unetflow.runtime.lanes import Blocks, Bricked, Lanes
+from unetflow.runtime.oncluster import OnCluster
 from unetflow.runtime.outcomes import Report, Task
+from unetflow.runtime.pace import Pace, RunLength
+from unetflow.runtime.pipeline import PipelinedTask
 from unetflow.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Blocks", "PassResult", "run_pass"]
+__all__ = ["Blocks", "Bricked", "PassResult", "PipelinedTask", "run_pass"]
 
 
 def run_pass(
-    task: Task,
-    blocks: Blocks,
+    task: Task | PipelinedTask,
+    blocks: Blocks | Bricked,
     *,
     client: Client | None = None,
     done: Collection[int] = frozenset(),
@@ -37,7 +43,8 @@ def run_pass(
     quarantine: Callable[[int, dict[str, Any]], None] | None = None,
     name: str,
     retries: int = 2,
-    run_length: int = 1,
+    run_length: RunLength = "auto",
+    brick: Shape | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     deadline: float | None = None,
@@ -50,9 +57,11 @@ def run_pass(
     ----------
     task : callable
         Takes a :class:`Block`, writes its data, returns a small JSON-like dict. Picklable and
-        importable on workers. Doing a block twice must be harmless.
-    blocks : BlockGrid or sequence of Block
-        Sized; walked through once.
+        importable on workers. Doing a block twice must be harmless. If it has the methods
+        ``load(block)``, ``compute(block, loaded)`` and ``store(block, result) -> dict``, the next block is
+        read and the last one written while one is computed.
+    blocks : BlockGrid, brick or sequence of Block
+        Blocks by position; each is made once, shortly before it is sent.
     client : distributed.Client, optional
         Workers to use; None works in this process, with the same bookkeeping.
     done : set or dict of int
@@ -66,8 +75,12 @@ def run_pass(
         The pass, as ``stage/pass``, for messages.
     retries : int
         Tries after the first; a run is split into its blocks before any of them counts.
-    run_length : int
-        Neighbouring blocks that travel as one task.
+    run_length : int or "auto"
+        Neighbouring blocks that travel as one task: by default as many as take a few seconds.
+    brick : tuple of int, optional
+        Blocks along each axis of what one worker does at a stretch, so that it meets the chunks
+        that neighbours share; ``blocks`` then needs a method ``bricks``. Without it all blocks are one
+        brick. Workers share a brick where there are too few of them.
     progress : Progress, optional
         Told about each block.
     should_stop : callable, optional
@@ -93,12 +106,23 @@ def run_pass(
     StageError
         When the disk is full, a permission is lost, or too many blocks fail.
     """
-    clock = Clock(should_stop, deadline)
-    executor: Executor = InProcess(task, clock.is_over) if client is None else OnCluster(client, task, name, patience)
-    work = Pass(executor, blocks, done, record, quarantine, name, retries, progress or Silent())
+    clock, pace = Clock(should_stop, deadline), Pace(run_length)
+    executor: Executor = (
+        InProcess(task, clock.is_over)
+        if client is None
+        else OnCluster(client, task, name, patience, longest=pace.longest)
+    )
+    n_before = min(len(done), len(blocks))
+    dispatch = Dispatch(executor, Lanes(blocks, brick, done), pace, len(blocks) - n_before)
+    work = Pass(dispatch, len(blocks), n_before, record, quarantine, name, retries, progress or Silent())
     work.max_failed_share = max_failed_share
     try:
-        return work.run(run_length, clock)
-    finally:
+        result = work.run(clock)
+    except BaseException as error:
+        executor.close(error)
+        raise
+    else:
         executor.close()
+    finally:
         work.progress.finish()
+    return result

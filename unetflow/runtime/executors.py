@@ -1,45 +1,42 @@
-"""Where runs of blocks are worked on: in this process, or on the workers of a Dask client.
+"""Where attempts are worked on: what an executor is, and the one of this process.
 
-A *run* is a short sequence of neighbouring blocks that travels as one Dask task. Only keys go
-out and only small reports come back.
+An *attempt* is a short sequence of neighbouring blocks that travels as one Dask task. Only keys
+go out and only small reports come back. The executor of Dask's workers is `oncluster`.
 """
 
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
-from unetflow.errors import Interrupted
 from unetflow.geometry import Block
-from unetflow.runtime.outcomes import (
-    Attempt,
-    Death,
-    Failure,
-    Outcome,
-    Report,
-    Result,
-    Task,
-    describe,
-    pack,
-    unpack,
-    work_through,
-)
-
-if TYPE_CHECKING:
-    from distributed import Client, Future
+from unetflow.runtime.outcomes import Attempt, Outcome, Result, Task, Worked
+from unetflow.runtime.pipeline import PipelinedTask, is_pipelined, work_through
 
 # Tasks in flight for each worker thread: enough that none waits, few enough to forget at a stop.
 WINDOW = 3
+HERE = "here"  # the address of this process
 
 
 class Executor(Protocol):
-    """Takes attempts and hands back what became of them, in any order."""
+    """Takes attempts and hands back what became of them, in any order.
 
-    n_workers: int
-    window: int
+    Parameters
+    ----------
+    workers : mapping of str to int
+        Address of each worker, and the attempts that it may have in flight.
+    longest_run : int
+        Blocks of an attempt at most.
+    reads_ahead : bool
+        Whether a worker makes use of an attempt's ``ahead``.
+    """
+
+    workers: Mapping[str, int]
+    longest_run: int
+    reads_ahead: bool
 
     def refresh(self) -> None:
         """Count the workers anew."""
@@ -59,19 +56,34 @@ class Executor(Protocol):
     def stop(self) -> None:
         """Let no further block start, also of attempts already taken."""
 
-    def close(self) -> None:
-        """Forget what is still in flight."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Forget what is still in flight; ``error`` is what ended the pass, if anything did."""
 
 
 class InProcess:
-    """Work in this process, one block at a time: the debugger, and the oracle of the tests."""
+    """Work in this process: the debugger, and the oracle of the tests.
 
-    n_workers = 1
-    window = 1
+    Nothing travels, so an attempt is one block and each is told as soon as it is written; a task
+    of three steps goes through one pipeline from the first block to the last.
+    """
 
-    def __init__(self, task: Task, is_stopped: Callable[[], bool]) -> None:
+    longest_run = 1
+    reads_ahead = False
+
+    def __init__(self, task: Task | PipelinedTask, is_stopped: Callable[[], bool]) -> None:
         self._task, self._is_stopped = task, is_stopped
-        self._taken: list[Attempt] = []
+        # One block is read, one is computed and one is written.
+        self.workers: Mapping[str, int] = {HERE: 3 if is_pipelined(task) else 1}
+        self._waiting: deque[Block] = deque()
+        self._taken: deque[Attempt] = deque()
+        self._outcomes = self._pipe()
+
+    def _pipe(self) -> Generator[Outcome]:
+        return work_through(self._task, self._next_blocks(), self._is_stopped)
+
+    def _next_blocks(self) -> Iterator[Block]:
+        while self._waiting:
+            yield self._waiting.popleft()
 
     def refresh(self) -> None:
         """Do nothing: this process stays."""
@@ -79,153 +91,26 @@ class InProcess:
     def submit(self, attempt: Attempt) -> None:
         """Take an attempt, to be worked on by :meth:`collect`."""
         self._taken.append(attempt)
+        self._waiting.extend(attempt.blocks)
 
     def collect(self, timeout: float) -> list[Result]:
-        """Work on what was taken."""
+        """Work until a block is finished; after a stop, return the others as not started."""
         if not self._taken:
             time.sleep(timeout)
-        taken, self._taken = self._taken, []
-        return [(a, work_through(self._task, a.blocks, self._is_stopped)) for a in taken]
+            return []
+        began = time.monotonic()
+        outcome = next(self._outcomes, None)
+        if outcome is None and not self._is_stopped():  # it had run dry
+            self._outcomes = self._pipe()
+            outcome = next(self._outcomes, None)
+        if outcome is None:
+            return [(self._taken.popleft(), Worked([], 0.0)) for _ in range(len(self._taken))]
+        return [(self._taken.popleft(), Worked([outcome], time.monotonic() - began))]
 
     def stop(self) -> None:
         """Do nothing: ``is_stopped`` is asked before each block."""
 
-    def close(self) -> None:
-        """Do nothing: no attempt is in flight between two calls."""
-
-
-_stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks must not start
-
-
-def _work_on_worker(task: bytes, blocks: Sequence[Block], token: str) -> list[Outcome]:
-    def work(block: Block) -> Report:
-        report: Report = unpack(task)(block)
-        return report
-
-    return work_through(work, blocks, lambda: token in _stopped_passes)
-
-
-def _stop_on_worker(token: str) -> None:
-    _stopped_passes.add(token)
-
-
-class OnCluster:
-    """Work on the workers of a Dask client, with few tasks in flight.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    task : callable
-        Picklable; its code is imported on the worker.
-    name : str
-        What Dask's dashboard calls the tasks.
-    patience : float
-        Seconds without any worker after which the pass gives up.
-
-    Notes
-    -----
-    Without a scheduler, ``as_completed`` ends as if all were well: every future comes out of
-    it, "cancelled". Hence only the status "finished" counts here.
-    """
-
-    def __init__(self, client: Client, task: Task, name: str, patience: float) -> None:
-        from distributed import as_completed
-
-        self._client, self._task, self._patience = client, pack(task), patience
-        self._token = uuid.uuid4().hex
-        self._name = f"{name}-{self._token}"
-        self._in_flight: dict[Any, tuple[Future[Any], Attempt]] = {}
-        self._n_submitted = 0
-        self._completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-        self._seen_at = time.monotonic()
-        self._addresses: list[str] = []
-        self.n_workers, self.window = 0, 2
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Ask the scheduler for its workers."""
-        self._check_client()
-        try:
-            threads = self._client.nthreads()
-        except Exception as error:
-            raise Interrupted(f"the Dask scheduler does not answer: {error}") from error
-        self._addresses = list(threads)
-        self._counted_at = time.monotonic()
-        self.n_workers = len(threads)
-        self.window = max(2, WINDOW * sum(threads.values()))
-        if threads:
-            self._seen_at = self._counted_at
-        elif self._counted_at - self._seen_at > self._patience:
-            raise Interrupted(f"no worker was there for {self._patience:.0f} s; the same command goes on")
-
-    def submit(self, attempt: Attempt) -> None:
-        """Send an attempt; where it failed before, it goes elsewhere if there is a choice."""
-        others = [a for a in self._addresses if a != attempt.avoid] if attempt.avoid else []
-        self._n_submitted += 1
-        try:
-            future = self._client.submit(
-                _work_on_worker,
-                self._task,
-                attempt.blocks,
-                self._token,
-                # A tuple key groups the tasks of a pass, so that Dask holds back what waits
-                # instead of piling it up on workers.
-                key=(self._name, self._n_submitted),
-                workers=others or None,
-                allow_other_workers=bool(others),
-            )
-        except Exception:
-            self._check_client()
-            raise
-        self._in_flight[future.key] = (future, attempt)
-        self._completed.add(future)
-
-    def collect(self, timeout: float) -> list[Result]:
-        """Return what finished, and release it at once: results kept on workers die with them."""
-        waiting = self._completed.thread_condition
-        with waiting:
-            if not self._completed.has_ready():
-                waiting.wait(timeout)
-        if time.monotonic() - self._counted_at > 1.0:
-            self.refresh()
-        results = []
-        while self._completed.has_ready():
-            future, value = next(self._completed)
-            results.append(self._settle(future, value))
-        return results
-
-    def _settle(self, future: Future[Any], value: Any) -> Result:
-        status = future.status
-        _, attempt = self._in_flight.pop(future.key)
-        future.release()
-        if status == "finished" and isinstance(value, list):
-            return attempt, value
-        if status != "error":
-            raise Interrupted(f"the Dask scheduler was lost (a task is {status}); the same command goes on")
-        return attempt, _death(value[1])
-
-    def _check_client(self) -> None:
-        if self._client.status not in ("running", "connecting"):
-            raise Interrupted(f"the Dask client is {self._client.status}; the same command goes on")
-
-    def stop(self) -> None:
-        """Tell the workers; those that are gone need not know."""
-        with suppress(Exception):
-            self._client.run(_stop_on_worker, self._token, on_error="ignore")
-
-    def close(self) -> None:
-        """Release the futures, so that the scheduler forgets what has not started."""
-        for future, _ in self._in_flight.values():
-            with suppress(Exception):
-                future.release()
-        self._in_flight.clear()
-
-
-def _death(error: BaseException) -> Death:
-    """Describe a future that ended in an error: ``work_through`` itself never raises."""
-    from distributed import KilledWorker
-
-    if not isinstance(error, KilledWorker):
-        return Death(describe(error), is_killed=False)
-    text = "the worker process died at this block: out of memory, a crash in compiled code, or the end of its job"
-    return Death(Failure(text, "", str(error.last_worker.address)), is_killed=True)
+    def close(self, error: BaseException | None = None) -> None:
+        """Wait for the steps in hand, unless the pass was interrupted the hard way."""
+        with suppress(BaseException):
+            self._outcomes.throw(error or GeneratorExit())

@@ -12,7 +12,7 @@ import pickle
 import shutil
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +67,10 @@ class Attempt:
         Address of the worker on which they failed.
     ready_at : float
         Monotonic time before which they are not tried again.
+    worker : str
+        Address of the worker that is to do them.
+    ahead : Block, optional
+        What that worker will do next, and may read while it computes the last of these blocks.
     """
 
     blocks: tuple[Block, ...]
@@ -74,6 +78,13 @@ class Attempt:
     is_suspect: bool = False
     avoid: str = ""
     ready_at: float = 0.0
+    worker: str = ""
+    ahead: Block | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Say whether nothing ever went wrong with these blocks."""
+        return not (self.n_tried or self.is_suspect or self.avoid or self.ready_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +95,15 @@ class Death:
     is_killed: bool
 
 
-Result = tuple[Attempt, "list[Outcome] | Death"]
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """What became of the blocks of an attempt that were started, and how long they took."""
+
+    outcomes: list[Outcome]
+    seconds: float
 
 
-def work_through(task: Task, blocks: Sequence[Block], is_stopped: Callable[[], bool]) -> list[Outcome]:
-    """Do the blocks of a run one after the other; after a stop, leave out the rest."""
-    outcomes = []
-    for block in blocks:
-        if is_stopped():
-            break
-        try:
-            report = task(block)
-            if not isinstance(report, dict):
-                raise TypeError(f"a task must return a dict, got {type(report).__name__}")
-            outcomes.append(Outcome(block.number, report=report))
-        except Exception as error:
-            outcomes.append(Outcome(block.number, failure=describe(error)))
-    return outcomes
+Result = tuple[Attempt, Worked | Death]
 
 
 def describe(error: BaseException) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from unetflow.geometry import Block, BlockGrid
+from unetflow.geometry import Block, BlockGrid, Brick, Shape
 
 
 class Grid(Protocol):
@@ -60,12 +61,91 @@ class Pieces:
         index = bisect_right(self.first, number) - 1
         return index, self.grids[index][number - self.first[index]]
 
+    def bricks(self, shape: Shape) -> Iterator[Grid]:
+        """Yield the bricks of all grids, on demand.
+
+        Grids of one brick each, such as small images, are joined until they hold as many blocks as a
+        brick: no worker opens a brick for a single block. A grid that is a sample is one brick.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Blocks along each axis.
+        """
+        for start, stop, grid in self.spans(shape):
+            if grid is None:
+                yield Stretch(self, start, stop)
+            else:
+                yield from (Numbered(brick, start) for brick in grid.bricks(shape))
+
+    def spans(self, shape: Shape) -> Iterator[tuple[int, int, BlockGrid | None]]:
+        """Yield ranges of numbers: one grid to be cut into bricks, or what makes one brick (None)."""
+        begun = 0  # where the small grids begin that no brick holds yet
+        for index, grid in enumerate(self.grids):
+            first, last = self.first[index], self.first[index + 1]
+            if _is_small(grid, shape):
+                if last - begun >= math.prod(shape):
+                    yield begun, last, None
+                    begun = last
+                continue
+            if begun < first:
+                yield begun, first, None
+            yield first, last, grid if isinstance(grid, BlockGrid) else None
+            begun = last
+        if begun < len(self):
+            yield begun, len(self), None
+
     def number_of(self, index: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the numbers of the blocks that hold voxels ``(n, ndim)`` of a grid."""
         grid = self.grids[index]
         assert isinstance(grid, BlockGrid)
         at = (places - grid.domain.start) // grid.block_shape
         return np.asarray(np.ravel_multi_index(tuple(at.T), grid.counts), np.int64) + self.first[index]
+
+
+def _is_small(grid: Grid, shape: Shape) -> bool:
+    """Say whether a grid is a single brick."""
+    return isinstance(grid, BlockGrid) and all(
+        n <= b for n, b in zip(grid.counts, shape[-len(grid.counts) :], strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The blocks from ``start`` to ``stop - 1`` of all pieces."""
+
+    pieces: Pieces
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> Block:
+        if not 0 <= position < len(self):
+            raise IndexError(f"block {position} of {len(self)}")
+        return self.pieces[self.start + position]
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A brick of one of several grids; its blocks have the numbers of `Pieces`."""
+
+    brick: Brick
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.brick)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[position] for position in range(len(self)))
+
+    def __getitem__(self, position: int) -> Block:
+        block = self.brick[position]
+        return Block(self.first + block.number, block.inner, block.outer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,3 +167,29 @@ class Some:
 
     def __iter__(self) -> Iterator[Block]:
         return (self.pieces[int(number)] for number in self.numbers)
+
+    def __getitem__(self, position: int) -> Block:
+        return self.pieces[int(self.numbers[position])]
+
+    def bricks(self, shape: Shape) -> Iterator[Some]:
+        """Yield what each brick of `Pieces.bricks` holds of these blocks; bricks without any are left out."""
+        for start, stop, grid in self.pieces.spans(shape):
+            low, high = np.searchsorted(self.numbers, (start, stop))
+            numbers = self.numbers[low:high]
+            for group in [numbers] if grid is None else _by_brick(numbers, start, grid, shape):
+                if len(group):
+                    yield Some(self.pieces, group)
+
+
+def _by_brick(
+    numbers: npt.NDArray[np.int64], first: int, grid: BlockGrid, shape: Shape
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Sort the numbers of blocks of a grid by brick, and yield those of each brick."""
+    wanted = shape[-len(grid.counts) :]
+    along = [-(-n // b) for n, b in zip(grid.counts, wanted, strict=True)]
+    places = np.unravel_index(numbers - first, grid.counts)
+    bricks = np.ravel_multi_index([p // b for p, b in zip(places, wanted, strict=True)], along)
+    order = np.argsort(bricks, kind="stable")
+    ends = np.flatnonzero(np.diff(bricks[order])) + 1
+    for low, high in zip([0, *ends], [*ends, len(order)], strict=True):
+        yield numbers[order[low:high]]

@@ -1,0 +1,216 @@
+"""Work on the workers of a Dask client: attempts go out as tasks, few at a time."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from unetflow.errors import Interrupted
+from unetflow.geometry import Block
+from unetflow.runtime.executors import WINDOW
+from unetflow.runtime.outcomes import Attempt, Death, Failure, Outcome, Result, Task, Worked, describe, pack, unpack
+from unetflow.runtime.pipeline import PipelinedTask, Slot, is_pipelined, work_through
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+REFRESH_SECONDS = 1.0  # how often the workers are counted
+
+_stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks must not start
+_ahead = Slot()  # on a worker: the block that its next run begins with
+
+
+def _work_on_worker(
+    task: bytes, blocks: Sequence[Block], ahead: Block | None, token: str, longest: float | None
+) -> Worked:
+    """Do the blocks of an attempt; the code is loaded here, so that what fails is told as an outcome."""
+    began = time.monotonic()
+    try:
+        work = unpack(task)
+    except Exception as error:
+        return Worked([Outcome(blocks[0].number, failure=describe(error))], 0.0)
+    outcomes = work_through(
+        work,
+        _within(blocks, longest),
+        lambda: token in _stopped_passes,
+        ahead=ahead,
+        slot=_ahead,
+        token=token,
+    )
+    return Worked(list(outcomes), time.monotonic() - began)
+
+
+def _within(blocks: Sequence[Block], longest: float | None) -> Iterator[Block]:
+    """Yield the first block, and further ones until ``longest`` seconds are over."""
+    until = math.inf if longest is None else time.monotonic() + longest
+    for position, block in enumerate(blocks):
+        if position and time.monotonic() > until:
+            return
+        yield block
+
+
+def _stop_on_worker(token: str) -> None:
+    _stopped_passes.add(token)
+
+
+def _forget_on_worker(token: str) -> None:
+    _stopped_passes.discard(token)
+    _ahead.drop(token)
+
+
+class OnCluster:
+    """Work on the workers of a Dask client, with few tasks in flight.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    task : callable
+        Picklable; its code is imported on the worker.
+    name : str
+        What Dask's dashboard calls the tasks.
+    patience : float
+        Seconds without any worker after which the pass gives up.
+    longest : float, optional
+        Seconds after which an attempt starts no further block.
+
+    Notes
+    -----
+    Without a scheduler, ``as_completed`` ends as if all were well: every future comes out of
+    it, "cancelled". Hence only the status "finished" counts here.
+    """
+
+    longest_run = sys.maxsize
+
+    def __init__(
+        self,
+        client: Client,
+        task: Task | PipelinedTask,
+        name: str,
+        patience: float,
+        longest: float | None = None,
+    ) -> None:
+        from distributed import as_completed
+
+        self._client, self._task, self._patience, self._longest = client, pack(task), patience, longest
+        self.reads_ahead = is_pipelined(task)
+        self.workers: Mapping[str, int] = {}
+        self._token = uuid.uuid4().hex
+        self._name = f"{name}-{self._token}"
+        self._in_flight: dict[Any, tuple[Future[Any], Attempt, float]] = {}
+        self._n_submitted = 0
+        self._completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+        self._seen_at = time.monotonic()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the scheduler for its workers."""
+        self._check_client()
+        try:
+            threads = self._client.nthreads()
+        except Exception as error:
+            raise Interrupted(f"the Dask scheduler does not answer: {error}") from error
+        self._counted_at = time.monotonic()
+        self.workers = {address: WINDOW * n for address, n in threads.items()}
+        if threads:
+            self._seen_at = self._counted_at
+        elif self._counted_at - self._seen_at > self._patience:
+            raise Interrupted(f"no worker was there for {self._patience:.0f} s; the same command goes on")
+
+    def _stranded(self) -> list[Result]:
+        """Take back what no worker has: tasks for a worker that is gone, sent while no other was there.
+
+        The scheduler keeps those for ever (distributed 2026.7.1), although they may go elsewhere.
+        """
+        old = time.monotonic() - REFRESH_SECONDS  # younger ones may still be on their way
+        keys = [k for k, (_, a, sent_at) in self._in_flight.items() if a.worker not in self.workers and sent_at < old]
+        if not keys or not self.workers:
+            return []
+        placed = {key for of_worker in self._client.processing().values() for key in of_worker}
+        stranded = [k for k in keys if k not in placed and self._in_flight[k][0].status == "pending"]
+        return [(self._forget(key), Worked([], 0.0)) for key in stranded]
+
+    def _forget(self, key: Any) -> Attempt:
+        future, attempt, _ = self._in_flight.pop(key)
+        future.release()
+        return attempt
+
+    def submit(self, attempt: Attempt) -> None:
+        """Send an attempt to its worker; Dask moves it where that one is gone, or others are idle."""
+        self._n_submitted += 1
+        try:
+            future = self._client.submit(
+                _work_on_worker,
+                self._task,
+                attempt.blocks,
+                attempt.ahead,
+                self._token,
+                self._longest,
+                key=(self._name, self._n_submitted),  # a tuple: the tasks of a pass are one group
+                workers=[attempt.worker],
+                allow_other_workers=True,
+            )
+        except Exception:
+            self._check_client()
+            raise
+        self._in_flight[future.key] = (future, attempt, time.monotonic())
+        self._completed.add(future)
+
+    def collect(self, timeout: float) -> list[Result]:
+        """Return what finished, and release it at once: results kept on workers die with them."""
+        waiting = self._completed.thread_condition
+        with waiting:
+            if not self._completed.has_ready():
+                waiting.wait(timeout)
+        results: list[Result] = []
+        if time.monotonic() - self._counted_at > REFRESH_SECONDS:
+            self.refresh()
+            results += self._stranded()
+        while self._completed.has_ready():
+            future, value = next(self._completed)
+            if future.key in self._in_flight:
+                results.append(self._settle(future, value))
+        return results
+
+    def _settle(self, future: Future[Any], value: Any) -> Result:
+        status = future.status
+        attempt = self._forget(future.key)
+        if status == "finished" and isinstance(value, Worked):
+            return attempt, value
+        if status != "error":
+            raise Interrupted(f"the Dask scheduler was lost (a task is {status}); the same command goes on")
+        return attempt, _death(value[1])
+
+    def _check_client(self) -> None:
+        if self._client.status not in ("running", "connecting"):
+            raise Interrupted(f"the Dask client is {self._client.status}; the same command goes on")
+
+    def stop(self) -> None:
+        """Tell the workers; those that are gone need not know."""
+        with suppress(Exception):
+            self._client.run(_stop_on_worker, self._token, on_error="ignore")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Release the futures, so that the scheduler forgets what has not started."""
+        for future, *_ in self._in_flight.values():
+            with suppress(Exception):
+                future.release()
+        self._in_flight.clear()
+        is_urgent = error is not None and not isinstance(error, Exception)
+        if self.reads_ahead and not is_urgent and self._client.status == "running":
+            with suppress(Exception):
+                self._client.run(_forget_on_worker, self._token, on_error="ignore")
+
+
+def _death(error: BaseException) -> Death:
+    """Describe a future that ended in an error: ``work_through`` itself never raises an Exception."""
+    from distributed import KilledWorker
+
+    if not isinstance(error, KilledWorker):
+        return Death(describe(error), is_killed=False)
+    text = "the worker process died at this block: out of memory, a crash in compiled code, or the end of its job"
+    return Death(Failure(text, "", str(error.last_worker.address)), is_killed=True)
