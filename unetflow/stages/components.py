@@ -115,6 +115,15 @@ def store_table(path: str, values: npt.NDArray[Any]) -> Volume:
     return table
 
 
+def look_up(table: Volume, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return the entries of a stored table at sorted places: only the chunks that hold them are read."""
+    chunks = places // _TABLE_CHUNK[0]
+    cuts = np.flatnonzero(np.diff(chunks)) + 1
+    parts = [group for group in np.split(places, cuts) if len(group)]
+    found = [table.read(Box((int(g[0]),), (int(g[-1]) + 1,)))[0][g - g[0]] for g in parts]
+    return np.concatenate([np.zeros(0, table.dtype), *found])
+
+
 def _final_ids(
     blocks: range,
     tables: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
-from unetflow.stages.components import Labelling, label_volumes, pack, unpack
+from unetflow.stages.components import Labelling, label_volumes, look_up, pack, store_table, unpack
 from unetflow.stages.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -125,13 +125,12 @@ def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, 
         np.add.at(sizes[index], ids, unpack(report["sizes"], np.int64))
 
     work.run_pass("tabulate", TabulateBlock(found), found.pieces, add)
-    totals = []
-    Path(scratch).mkdir(parents=True, exist_ok=True)
-    for index, (job, begin, size) in enumerate(zip(found.jobs, first, sizes, strict=True)):
+    totals, tables = [], []
+    for index, (begin, size) in enumerate(zip(first, sizes, strict=True)):
         numbers = number_components(begin, size, np.arange(len(begin)), max(1, min_size))
-        np.save(Path(scratch) / f"numbers-{index}.npy", np.concatenate([[0], numbers]).astype(job.target.dtype))
+        tables.append(store_table(f"{scratch}/numbers-{index}", numbers))
         totals.append(int(numbers.max(initial=0)))
-    work.run_pass("number", NumberBlock(found, f"{scratch}/numbers"), found.pieces)
+    work.run_pass("number", NumberBlock(found, tuple(tables)), found.pieces)
     return totals
 
 
@@ -226,11 +225,16 @@ class NumberBlock:
     """Write the final ids of one block."""
 
     found: Found
-    numbers: str
+    numbers: tuple[Volume, ...]
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
+        from unetflow.numerics.watershed import object_table
+
         index, here = self.found.pieces.locate(block.number)
-        numbers = np.load(f"{self.numbers}-{index}.npy", mmap_mode="r")
-        self.found.jobs[index].target.write(here.inner, numbers[self.found.read(index, here.inner)])
+        job = self.found.jobs[index]
+        ids = self.found.read(index, here.inner)
+        present, _, _ = object_table(ids, here.inner, job.grid.domain.shape)
+        numbers = np.concatenate([[0], look_up(self.numbers[index], present - 1)]).astype(job.target.dtype)
+        job.target.write(here.inner, numbers[np.searchsorted(present, ids, side="right")])
         return {}
