@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from unetflow.geometry import Shape
 from unetflow.runtime.books import Clock, Pass, PassResult
 from unetflow.runtime.dispatch import Dispatch
 from unetflow.runtime.executors import Executor, InProcess
-from unetflow.runtime.lanes import Blocks, Bricked, Lanes
+from unetflow.runtime.lanes import Blocks, Bricked, BrickShape, Lanes
 from unetflow.runtime.oncluster import OnCluster
 from unetflow.runtime.outcomes import Report, Task
 from unetflow.runtime.pace import Pace, RunLength
@@ -44,7 +43,7 @@ def run_pass(
     name: str,
     retries: int = 2,
     run_length: RunLength = "auto",
-    brick: Shape | None = None,
+    brick: BrickShape | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
     deadline: float | None = None,
@@ -77,7 +76,7 @@ def run_pass(
         Tries after the first; a run is split into its blocks before any of them counts.
     run_length : int or "auto"
         Neighbouring blocks that travel as one task: by default as many as take a few seconds.
-    brick : tuple of int, optional
+    brick : tuple of int, or one for each grid, optional
         Blocks along each axis of what one worker does at a stretch, so that it meets the chunks
         that neighbours share; ``blocks`` then needs a method ``bricks``. Without it all blocks are one
         brick. Workers share a brick where there are too few of them.

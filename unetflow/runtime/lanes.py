@@ -14,10 +14,12 @@ has to do of one. Blocks are made when they are taken: a lane is two positions i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from unetflow.geometry import Block, Shape
+
+BrickShape = Shape | Sequence[Shape]  # of all grids, or one for each
 
 
 class Blocks(Protocol):
@@ -29,9 +31,9 @@ class Blocks(Protocol):
 
 @runtime_checkable
 class Bricked(Blocks, Protocol):
-    """Blocks that can be taken apart into bricks of a shape, in blocks along each axis."""
+    """Blocks that can be taken apart into bricks of a shape: blocks along each axis, in the caller's terms."""
 
-    def bricks(self, shape: Shape, /) -> Iterable[Blocks]:
+    def bricks(self, shape: Any, /) -> Iterable[Blocks]:
         """Yield bricks on demand."""
 
 
@@ -92,7 +94,7 @@ class Lanes:
         Numbers of blocks that an earlier run finished.
     """
 
-    def __init__(self, blocks: Blocks | Bricked, brick: Shape | None, done: Collection[int]) -> None:
+    def __init__(self, blocks: Blocks | Bricked, brick: BrickShape | None, done: Collection[int]) -> None:
         self._done = done
         self._bricks = iter(_bricks_of(blocks, brick))
         self._lanes: dict[str, Lane] = {}
@@ -161,7 +163,7 @@ class Lanes:
         self._n_skipped += self._lanes.pop(worker).n_skipped
 
 
-def _bricks_of(blocks: Blocks | Bricked, brick: Shape | None) -> Iterable[Blocks]:
+def _bricks_of(blocks: Blocks | Bricked, brick: BrickShape | None) -> Iterable[Blocks]:
     if brick is None:
         return (blocks,)
     if not isinstance(blocks, Bricked):

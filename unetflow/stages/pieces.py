@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Brick, Shape
+
+BrickShape = Shape | Sequence[Shape]
 
 
 class Grid(Protocol):
@@ -61,7 +63,7 @@ class Pieces:
         index = bisect_right(self.first, number) - 1
         return index, self.grids[index][number - self.first[index]]
 
-    def bricks(self, shape: Shape) -> Iterator[Grid]:
+    def bricks(self, shape: BrickShape) -> Iterator[Grid]:
         """Yield the bricks of all grids, on demand.
 
         Grids of one brick each, such as small images, are joined until they hold as many blocks as a
@@ -69,31 +71,30 @@ class Pieces:
 
         Parameters
         ----------
-        shape : tuple of int
+        shape : tuple of int, or one for each grid
             Blocks along each axis.
         """
-        for start, stop, grid in self.spans(shape):
-            if grid is None:
-                yield Stretch(self, start, stop)
+        for span in self.spans(shape):
+            if span.grid is None:
+                yield Stretch(self, span.start, span.stop)
             else:
-                yield from (Numbered(brick, start) for brick in grid.bricks(shape))
+                yield from (Numbered(brick, span.start) for brick in span.grid.bricks(span.shape))
 
-    def spans(self, shape: Shape) -> Iterator[tuple[int, int, BlockGrid | None]]:
-        """Yield ranges of numbers: one grid to be cut into bricks, or what makes one brick (None)."""
+    def spans(self, shape: BrickShape) -> Iterator[Span]:
+        """Yield ranges of numbers: a grid to be cut into bricks, or blocks that are one."""
         begun = 0  # where the small grids begin that no brick holds yet
         for index, grid in enumerate(self.grids):
-            first, last = self.first[index], self.first[index + 1]
-            if _is_small(grid, shape):
-                if last - begun >= math.prod(shape):
-                    yield begun, last, None
-                    begun = last
-                continue
-            if begun < first:
-                yield begun, first, None
-            yield first, last, grid if isinstance(grid, BlockGrid) else None
-            begun = last
+            wanted, first, last = _shape_of(shape, index), self.first[index], self.first[index + 1]
+            if not isinstance(grid, BlockGrid) or not _is_small(grid, wanted):
+                if begun < first:
+                    yield Span(begun, first)
+                yield Span(first, last, grid if isinstance(grid, BlockGrid) else None, wanted)
+                begun = last
+            elif last - begun >= math.prod(wanted):
+                yield Span(begun, last)
+                begun = last
         if begun < len(self):
-            yield begun, len(self), None
+            yield Span(begun, len(self))
 
     def number_of(self, index: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the numbers of the blocks that hold voxels ``(n, ndim)`` of a grid."""
@@ -103,11 +104,29 @@ class Pieces:
         return np.asarray(np.ravel_multi_index(tuple(at.T), grid.counts), np.int64) + self.first[index]
 
 
-def _is_small(grid: Grid, shape: Shape) -> bool:
+@dataclass(frozen=True)
+class Span:
+    """Numbers ``start`` to ``stop - 1``: a grid to be cut into bricks of ``shape``, or one brick (no grid)."""
+
+    start: int
+    stop: int
+    grid: BlockGrid | None = None
+    shape: Shape = ()
+
+
+def _shape_of(shape: BrickShape, index: int) -> Shape:
+    """Return the brick of one grid, where there may be one for each."""
+    counts = [c for c in shape if isinstance(c, int)]
+    if counts:
+        return tuple(counts)
+    of_grid = shape[index]
+    assert not isinstance(of_grid, int)
+    return of_grid
+
+
+def _is_small(grid: BlockGrid, shape: Shape) -> bool:
     """Say whether a grid is a single brick."""
-    return isinstance(grid, BlockGrid) and all(
-        n <= b for n, b in zip(grid.counts, shape[-len(grid.counts) :], strict=True)
-    )
+    return all(n <= b for n, b in zip(grid.counts, shape[-len(grid.counts) :], strict=True))
 
 
 @dataclass(frozen=True)
@@ -171,12 +190,12 @@ class Some:
     def __getitem__(self, position: int) -> Block:
         return self.pieces[int(self.numbers[position])]
 
-    def bricks(self, shape: Shape) -> Iterator[Some]:
+    def bricks(self, shape: BrickShape) -> Iterator[Some]:
         """Yield what each brick of `Pieces.bricks` holds of these blocks; bricks without any are left out."""
-        for start, stop, grid in self.pieces.spans(shape):
-            low, high = np.searchsorted(self.numbers, (start, stop))
+        for span in self.pieces.spans(shape):
+            low, high = np.searchsorted(self.numbers, (span.start, span.stop))
             numbers = self.numbers[low:high]
-            for group in [numbers] if grid is None else _by_brick(numbers, start, grid, shape):
+            for group in [numbers] if span.grid is None else _by_brick(numbers, span.start, span.grid, span.shape):
                 if len(group):
                     yield Some(self.pieces, group)
 

@@ -7,14 +7,17 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError, StageError
-from unetflow.geometry import Block
+from unetflow.geometry import Block, Shape
+
+if TYPE_CHECKING:
+    from unetflow.runtime.pace import RunLength
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,24 @@ class Conditions:
         return 1 if self.client is None else max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
 
 
+@dataclass(frozen=True)
+class PassFigures:
+    """What one pass took.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall time of this run.
+    blocks, skipped, retries : int
+        Blocks of the pass, those that an earlier run did, and how often one was sent again.
+    """
+
+    seconds: float
+    blocks: int
+    skipped: int
+    retries: int
+
+
 @dataclass
 class Work:
     """One stage at work in one place: its ledger, and what its passes did.
@@ -64,6 +85,7 @@ class Work:
     skipped: int = 0
     retries: int = 0
     quarantined: list[tuple[str, int]] = field(default_factory=list)
+    passes: dict[str, PassFigures] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def run_pass(
@@ -74,9 +96,13 @@ class Work:
         on_report: Callable[[int, Report], None] | None = None,
         *,
         must_be_whole: bool = True,
-        run_length: int = 1,
+        run_length: RunLength = "auto",
+        brick: Shape | Sequence[Shape] | None = None,
     ) -> None:
         """Run ``task`` over the blocks that are not recorded as done.
+
+        ``run_length`` and ``brick`` say how blocks travel, as in `unetflow.runtime.blockwise.run_pass`;
+        neither changes a byte.
 
         Raises
         ------
@@ -107,6 +133,7 @@ class Work:
             quarantine=lambda number, error: self.ledger.quarantine(name, number, error),
             name=name,
             run_length=run_length,
+            brick=brick,
             progress=self.conditions.progress,
             should_stop=self.conditions.should_stop,
             deadline=self.conditions.deadline,
@@ -115,6 +142,7 @@ class Work:
         self.blocks += len(blocks)
         self.skipped += len(done)
         self.retries += result.n_retries
+        self.passes[name] = PassFigures(result.seconds, len(blocks), len(done), result.n_retries)
         failed = self.ledger.quarantined(name)
         self.quarantined += [(name, number) for number in sorted(failed)]
         if failed and must_be_whole:
