@@ -80,7 +80,7 @@ class Pair:
         """The class map that components are taken from."""
         return self.classes[0]
 
-    def with_objects(self, segmented: Volume, truth: Volume | None) -> Pair:
+    def with_objects(self, segmented: Volume | None, truth: Volume | None) -> Pair:
         """Return the pair with other objects."""
         return replace(self, objects=segmented, truth_objects=truth)
 

@@ -164,6 +164,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a segmentation.
 
+    Objects are scored as they are given: the segmentation's instances, the truth's ids. A truth
+    of classes has no ids; its objects are the components, by faces, of its classes above 0, plane
+    by plane for ``dims = 2`` and with ``sections``. With ``foreground`` the components of that one
+    class are the objects on both sides.
+
     Parameters
     ----------
     segmentation, truth : str
@@ -171,7 +176,7 @@ def evaluate(
     sections : bool
         Score each plane (or image of a collection) on its own.
     foreground : int, optional
-        Objects are the components of this class.
+        Objects are the components of this class, in the segmentation and in a truth of classes.
     class_map : dict, optional
         Truth value -> class.
 
@@ -188,7 +193,7 @@ def evaluate(
         tempfile.TemporaryDirectory(prefix=".unetflow-evaluate-", dir=_scratch_root(settings)) as scratch,
         open_work("evaluate", scratch, {}, conditions) as work,
     ):
-        pairs = made.pairs if foreground is None else _with_components(made, work, Path(scratch))
+        pairs = _with_components(made, work, Path(scratch))
         tally = Tally(len(pairs), made.sections, made.is_multilabel)
         task = CompareBlock(pairs, made.grids, foreground)
         work.run_pass("compare", task, made.grids, tally.add)
@@ -201,15 +206,17 @@ def _scratch_root(settings: Settings) -> str | None:
 
 
 def _with_components(made: Plan, work: Work, scratch: Path) -> tuple[Pair, ...]:
-    """Label the components of the foreground class, in the segmentation and in class truth."""
+    """Label the components of what has no objects of its own: a foreground class, a truth of classes."""
     from unetflow.storage.volume import create_array, open_volume
 
-    assert made.foreground is not None
     sources: list[tuple[int, str, Volume, TruthMap | None]] = []
     for index, pair in enumerate(made.pairs):
-        sources.append((index, "seg", pair.class_array, None))
-        if pair.meaning.kind == "classes":
+        if made.foreground is not None:
+            sources.append((index, "seg", pair.class_array, None))
+        if pair.meaning.kind == "classes" and (made.foreground is not None or pair.objects is not None):
             sources.append((index, "truth", pair.truth, pair.meaning))
+    if not sources:
+        return made.pairs
     jobs = []
     for index, side, volume, _ in sources:
         linked = linked_axes(volume.grid_axes, made.dims)
@@ -231,5 +238,6 @@ def _with_components(made: Plan, work: Work, scratch: Path) -> tuple[Pair, ...]:
         (index, side): job.target for (index, side, _, _), job in zip(sources, jobs, strict=True)
     }
     return tuple(
-        pair.with_objects(found[index, "seg"], found.get((index, "truth"))) for index, pair in enumerate(made.pairs)
+        pair.with_objects(found.get((index, "seg"), pair.objects), found.get((index, "truth")))
+        for index, pair in enumerate(made.pairs)
     )

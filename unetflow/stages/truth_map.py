@@ -44,13 +44,14 @@ class TruthMap:
 
 @dataclass(frozen=True)
 class ClassForeground:
-    """Where one class stands, in a segmentation (no map) or in class truth."""
+    """Where one class stands, or any above 0, in a segmentation (no map) or in class truth."""
 
     maps: dict[Volume, TruthMap | None]
-    foreground: int
+    foreground: int | None
 
     def __call__(self, volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
         """Read one box."""
         values = volume.read(box)[0]
         meaning = self.maps[volume]
-        return np.asarray((values if meaning is None else meaning.classes(values)) == self.foreground)
+        classes = values if meaning is None else meaning.classes(values)
+        return np.asarray(classes > 0 if self.foreground is None else classes == self.foreground)
