@@ -16,8 +16,6 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 # system, page by page, at every step: a third of the time. Workers keep what they will need again.
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
-LOG_ENTRIES = 1000
-
 
 def dask_settings(dashboard: bool) -> dict[str, Any]:
     """Return Dask's own settings for a cluster that is started here."""
@@ -34,9 +32,9 @@ def dask_settings(dashboard: bool) -> dict[str, Any]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.profile.enabled": False,
-        # What Dask notes of each task, for its developers, must not grow with the number of blocks.
-        "distributed.admin.log-length": LOG_ENTRIES,
-        "distributed.admin.low-level-log-length": LOG_ENTRIES,
+        # What Dask notes of each task, for its developers: events, transitions, and whole messages.
+        "distributed.admin.log-length": 1000,
+        "distributed.admin.low-level-log-length": 100,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 import time
 import uuid
@@ -25,11 +26,10 @@ _stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks 
 _ahead = Slot()  # on a worker: the block that its next run begins with
 
 
-def _work_on_worker(
-    task: bytes, blocks: Sequence[Block], ahead: Block | None, token: str, longest: float | None
-) -> Worked:
+def _work_on_worker(task: bytes, packed: bytes, token: str, longest: float | None) -> Worked:
     """Do the blocks of an attempt; the code is loaded here, so that what fails is told as an outcome."""
     began = time.monotonic()
+    blocks, ahead = pickle.loads(packed)
     try:
         work = unpack(task)
     except Exception as error:
@@ -146,8 +146,8 @@ class OnCluster:
             future = self._client.submit(
                 _work_on_worker,
                 self._task,
-                attempt.blocks,
-                attempt.ahead,
+                # As bytes: the scheduler, which logs its last messages, would make objects of them.
+                pickle.dumps((attempt.blocks, attempt.ahead)),
                 self._token,
                 self._longest,
                 key=(self._name, self._n_submitted),  # a tuple: the tasks of a pass are one group

@@ -47,12 +47,15 @@ class AxisReads:
         First chunk that each block reads and first beyond.
     chunk, length : int
         Of the volume, in voxels.
+    outer : int
+        Voxels that a block reads at most, mirrored ones too.
     """
 
     low: Integers
     high: Integers
     chunk: int
     length: int
+    outer: int
 
     @property
     def n_blocks(self) -> int:
@@ -139,7 +142,7 @@ def _chunks(low: Integers, high: Integers, chunk: int, length: int) -> AxisReads
     """Turn ranges that may leave the volume into the chunks that are read, mirrored voxels among them."""
     first = np.maximum(np.where(high > length, np.minimum(low, 2 * length - 1 - high), low), 0)
     beyond = np.minimum(np.where(low < 0, np.maximum(high, 1 - low), high), length)
-    return AxisReads(first // chunk, -(-beyond // chunk), chunk, length)
+    return AxisReads(first // chunk, -(-beyond // chunk), chunk, length, int((high - low).max()))
 
 
 def choose_brick(image: Image, tiling: Tiling, cache: int = CHUNK_CACHE_BYTES) -> Shape:

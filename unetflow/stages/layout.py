@@ -16,6 +16,7 @@ from unetflow.stages.tiles import Tiling
 _CHUNK = {2: 512, 3: 64}
 _SHARD = {2: 2048, 3: 256}
 _BLOCK_VOXELS = {dims: length**dims for dims, length in _SHARD.items()}
+_ENOUGH_BLOCKS = 32
 
 
 def linked_axes(grid_axes: str, dims: int, *, link: bool = False) -> tuple[bool, ...]:
@@ -146,9 +147,15 @@ def _divisor_near(length: int, usual: int) -> int:
 
 
 def _choose_block(axes: Sequence[Axis], tiling: Tiling, unit: Shape) -> Shape:
-    """Return the shortest block, doubled along its shortest axis until it is worth a task."""
+    """Return the shortest block, doubled along its shortest axis until it is worth a task.
+
+    As long as there are blocks enough for many workers. Windows of a blend that two blocks share are
+    run twice, so its blocks are longer.
+    """
     tile = tiling.tile[tiling.n_lead :]
-    least = _BLOCK_VOXELS[tiling.spec.dims] // (1 if tiling.mode == "blend" else 4)
+    least = _BLOCK_VOXELS[tiling.spec.dims]
+    if tiling.mode == "exact":
+        least = min(least // 4, tiling.domain.size // _ENOUGH_BLOCKS)
     block = [round_up(a.block(t), u) for a, t, u in zip(axes, tile, unit, strict=True)]
     while True:
         axis = min((i for i, a in enumerate(axes) if block[i] < a.length), key=lambda i: block[i], default=None)

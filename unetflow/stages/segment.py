@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.bricks import CHUNK_CACHE_BYTES
+from unetflow.stages.figures import Tally, compare, plan_figures
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
 from unetflow.stages.objects import find_objects
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
     from unetflow.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# Decoded chunks of the raw volume that a worker keeps for the next blocks.
-CHUNK_CACHE_BYTES = 2**30
 
 
 def segment(
@@ -83,6 +82,7 @@ def segment(
 
 
 def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
+    from unetflow.runtime.environment import threads_of_a_task
     from unetflow.storage.folders import remove
 
     normalisation = _normalise(made, work)
@@ -100,7 +100,8 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         uuid.uuid4().hex,
         CHUNK_CACHE_BYTES,
     )
-    work.run_pass("predict", task, _inside(made, pieces), must_be_whole=False)
+    tally = Tally(made)
+    work.run_pass("predict", task, _inside(made, pieces), tally.add, must_be_whole=False, brick=made.bricks)
     objects: list[int] | None = None
     seam: float | None = None
     if work.quarantined:
@@ -119,6 +120,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     if seam is not None:
         result["seam_score"] = round(seam, 4)
         work.ledger.set_value("seam_score", result["seam_score"])
+    result["cost"] = compare(plan_figures(made, n_threads=threads_of_a_task()), tally, work.passes["predict"].seconds)
     return {**result, **work.totals()}
 
 

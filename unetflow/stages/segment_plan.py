@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
-from unetflow.geometry import BlockGrid, Box, parse_roi
+from unetflow.geometry import BlockGrid, Box, Shape, parse_roi
 from unetflow.memory import format_bytes
+from unetflow.stages.bricks import choose_brick
+from unetflow.stages.figures import plan_figures
 from unetflow.stages.layout import choose_output_layout, linked_axes, on_grid
 from unetflow.stages.masks import lay_over
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.predict import Image
+from unetflow.stages.probe import estimate
 from unetflow.stages.tile_choice import choose_tile
 from unetflow.stages.tiles import Tiling
 
@@ -54,23 +59,60 @@ class Plan:
         chosen = self.settings.segment
         return Tiling(self.spec, image.domain, image.tile, chosen.tta, chosen.mode, chosen.overlap)
 
-    def summary(self) -> dict[str, Any]:
-        """Return what ``--plan`` prints."""
+    @cached_property
+    def bricks(self) -> tuple[Shape, ...]:
+        """Blocks, per grid axis, that one worker does at a stretch; for each image."""
+        return tuple(choose_brick(image, self.tiling_of(image)) for image in self.images)
+
+    def summary(self, *, n_workers: int | None = None, n_threads: int = 1) -> dict[str, Any]:
+        """Return what ``--plan`` prints; some blocks are predicted to tell the time, and nothing is written.
+
+        Parameters
+        ----------
+        n_workers : int, optional
+            For the time; absent: one a core, or one a GPU.
+        n_threads : int
+            Tiles that a worker runs at once on a CPU.
+        """
         first = self.images[0]
+        time = estimate(self, n_workers=n_workers, n_threads=n_threads)
+        figures = replace(plan_figures(self, n_threads=n_threads), seconds=round(time.seconds, 1))
         return {
             "model": str(self.model),
             "out": self.out,
             "outputs": list(self.settings.segment.outputs),
+            "mode": self.settings.segment.mode,
             "images": len(self.images),
             "shape": list(first.domain.shape),
-            "blocks": len(self.grids),
+            "blocks": figures.n_blocks,
             "block": list(first.block),
+            "brick": list(self.bricks[0]),
             "chunk": list(first.chunk),
             "shard": list(first.shard),
+            "tiles": figures.n_tiles,
             "tile": list(first.tile[-self.spec.dims :]),
             "tile_input": list(self.tiling_of(first).input_shape),
-            "read": format_bytes(sum(i.volume.nbytes * i.domain.size / i.volume.box.size for i in self.images)),
+            "work_factor": round(figures.work_factor, 3),
+            "memory_worker": figures.memory.in_words(),
+            "read": format_bytes(figures.bytes_read),
+            "read_amplification": round(figures.read_amplification, 3),
+            "written": f"{format_bytes(figures.bytes_written)} at most",
+            "files": figures.n_files,
+            "room": _room(self.out, figures.bytes_written),
+            "time": time.in_words(),
+            "figures": figures.to_json(),
         }
+
+
+def _room(out: str, n_bytes: int) -> str | None:
+    """Say whether the disk has room for what is written, uncompressed; None for an object store."""
+    if "://" in out:
+        return None
+    path = Path(out).absolute()
+    free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
+    if free >= n_bytes:
+        return f"{format_bytes(free)} free, enough"
+    return f"{format_bytes(free)} free: enough only if it packs to {free / n_bytes:.0%}, as most probabilities do"
 
 
 def plan(
