@@ -76,8 +76,9 @@ class Objects:
             entries = self._run(self._fs._ls(self._root, detail=False))
         except FileNotFoundError:
             return []
-        found = (str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
-        return sorted(name for name in found if name and name != self._root.rpartition("/")[2])
+        own = self._root.strip("/")  # an empty object of this name stands for a folder
+        paths = (str(entry).strip("/") for entry in entries)
+        return sorted(path.rpartition("/")[2] for path in paths if path != own)
 
     def delete_all(self, name: str) -> None:
         """Remove an object, or all that lies below a name."""

@@ -32,11 +32,9 @@ class LockObject:
 
     def take(self) -> None:
         """Create the object, or replace a stale one."""
+        if self._create(NAME):
+            return
         found = self._objects.get(NAME)
-        if found is None:
-            if self._create(NAME):
-                return
-            found = self._objects.get(NAME)
         self._refuse_living(found, time.time())
         with self._guard():
             if self._objects.get(NAME) != found:
@@ -58,7 +56,7 @@ class LockObject:
 
     def _create(self, name: str) -> bool:
         """Create an object that only one of many creates."""
-        if not self._objects.create(name, self._content):
+        if self._objects.get(name) is not None or not self._objects.create(name, self._content):
             return False
         if not self._objects.create(name, self._content):
             return True
