@@ -7,10 +7,11 @@ lowest depth, then lowest label. That is the order of Meyer's queue [1]_, with t
 of arrival replaced by one that does not know where the array starts.
 
 Instead of with a queue it is computed in rounds: in each one every voxel looks anew at its
-neighbours as the last round left them. After `FLOOD_STEPS` rounds a label follows from the
-voxels that are at most so many steps away, and from nothing else. So a block with a halo of
-that width gets the labels of the whole volume, voxel by voxel, wherever it is cut. What no
-flood reaches in so many steps stays 0.
+neighbours as the last round left them; along a coarse axis only every n-th round, so that floods
+are as slow in micrometres as along the finest. After `FLOOD_STEPS` rounds a label follows from
+the voxels that are at most so many steps away, and from nothing else. So a block with that halo
+(`flood_halo`) gets the labels of the whole volume, voxel by voxel, wherever it is cut. What no
+flood reaches in so many rounds stays 0.
 
 References
 ----------
@@ -36,8 +37,10 @@ Bytes = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
 
-FLOOD_STEPS = 48  # voxels; fewer than 255, for rounds and depths are counted in a byte
+FLOOD_STEPS = 48  # voxels of the finest axis; fewer than 255, for rounds and depths are counted in a byte
+_LONGEST_STRIDE = 12  # at least 4 steps along any axis
 _OUTSIDE = np.uint8(255)
+_SEED = np.uint8(255)
 
 
 def foreground_probability(stored: Array) -> Probabilities:
@@ -75,15 +78,42 @@ def flood_levels(p: Array) -> Bytes:
     return levels
 
 
+def flood_strides(voxel_size: Sequence[float], ndim: int) -> tuple[int, ...]:
+    """Return after how many rounds a flood takes a step along each axis, 1 for the finest.
+
+    ``voxel_size`` is that of the last axes; those before (time) get the longest stride.
+
+    Examples
+    --------
+    >>> flood_strides((0.05, 0.01, 0.01), 4)
+    (12, 5, 1, 1)
+    """
+    finest = min(voxel_size)
+    own = tuple(min(_LONGEST_STRIDE, max(1, round(size / finest))) for size in voxel_size)
+    return (_LONGEST_STRIDE,) * (ndim - len(own)) + own
+
+
+def flood_halo(strides: Sequence[int], linked: Sequence[bool], steps: int = FLOOD_STEPS) -> tuple[int, ...]:
+    """Return the voxels of context per axis that the labels of a block follow from.
+
+    Examples
+    --------
+    >>> flood_halo((12, 5, 1, 1), (False, True, True, True))
+    (0, 9, 48, 48)
+    """
+    return tuple(steps // stride if is_linked else 0 for stride, is_linked in zip(strides, linked, strict=True))
+
+
 def flood(
     levels: Bytes,
     seeds: Ids,
     mask: Mask,
     linked: Sequence[bool],
     connectivity: str = "face",
+    strides: Sequence[int] | None = None,
     steps: int = FLOOD_STEPS,
 ) -> Ids:
-    """Label the voxels of a mask that are at most ``steps`` steps from a seed.
+    """Label the voxels of a mask that a flood from the seeds reaches in ``steps`` rounds.
 
     Parameters
     ----------
@@ -97,8 +127,10 @@ def flood(
         Axes along which neighbours count.
     connectivity : {"face", "full"}
         Whether neighbours share a face, or an edge or a corner will do.
+    strides : sequence of int, optional
+        Rounds that a step along each axis takes, see `flood_strides`; absent: 1.
     steps : int
-        At most 254.
+        Rounds, at most 254.
 
     Returns
     -------
@@ -118,7 +150,8 @@ def flood(
     padded, ids = np.full(shape, _OUTSIDE), np.zeros(shape, np.uint32)
     padded[inside] = np.where(mask | (seeds > 0), np.minimum(levels, 254), _OUTSIDE)
     ids[inside] = seeds
-    _flood(padded.reshape(-1), ids.reshape(-1), _offsets(shape, linked, connectivity), steps)
+    offsets, rounds = _offsets(shape, linked, connectivity, strides or (1,) * len(shape))
+    _flood(padded.reshape(-1), ids.reshape(-1), offsets, rounds, steps)
     return np.ascontiguousarray(ids[inside])
 
 
@@ -160,72 +193,80 @@ def object_table(ids: Array, box: Box, volume_shape: Sequence[int]) -> tuple[Int
     return found[is_object].astype(np.int64), index[is_object], sizes[is_object]
 
 
-def _offsets(shape: Sequence[int], linked: Sequence[bool], connectivity: str) -> Integers:
-    """Return how far the neighbours of a voxel are in memory, for an array in C order."""
+def _offsets(
+    shape: Sequence[int], linked: Sequence[bool], connectivity: str, strides: Sequence[int]
+) -> tuple[Integers, Integers]:
+    """Return how far neighbours are in memory (C order), and the rounds a step to each takes, sorted by these."""
     if connectivity not in ("face", "full"):
         raise ValueError(f"connectivity must be face or full, got '{connectivity}'; use face")
     near = ndimage.generate_binary_structure(len(shape), 1 if connectivity == "face" else len(shape))
-    steps = np.argwhere(near) - 1
-    stays = (steps[:, [not is_linked for is_linked in linked]] == 0).all(axis=1)
-    steps = steps[stays & steps.any(axis=1)]
-    strides = np.cumprod([1, *shape[:0:-1]])[::-1]
-    return np.asarray(steps @ strides, np.int64)
+    moves = np.argwhere(near) - 1
+    stays = (moves[:, [not is_linked for is_linked in linked]] == 0).all(axis=1)
+    moves = moves[stays & moves.any(axis=1)]
+    rounds = (np.abs(moves) * np.asarray(strides, np.int64)).max(axis=1, initial=1)
+    order = np.argsort(rounds, kind="stable")
+    memory = np.cumprod([1, *shape[:0:-1]])[::-1]
+    return np.asarray(moves @ memory, np.int64)[order], rounds[order]
 
 
 @numba.njit(cache=True, nogil=True)
-def _flood(levels: Bytes, ids: Ids, offsets: Integers, steps: int) -> None:
-    # `wet` is the level at which a voxel became wet; a seed's own. Seeds are those with an id now.
-    n = len(levels)
-    wet, depth = levels.copy(), np.zeros(n, np.uint8)
-    is_seed = np.empty(n, np.bool_)
+def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: int) -> None:
+    n, n_offsets = len(levels), len(offsets)
+    # Level and depth at which a voxel became wet as one number, and those of the neighbour that wetted it.
+    key, source = levels.astype(np.uint16) << 8, np.zeros(n, np.uint16)
+    via = np.zeros(n, np.uint8)  # the rounds of the step from that neighbour
     seen = np.zeros(n, np.uint8)  # the last round that looked at a voxel
-    changed = np.empty(1024, np.int64)
-    n_changed = 0
+    # What changed and not all offsets have told yet; offset k has told all before told[k].
+    changed, n_changed = np.empty(1024, np.int64), 0
+    told = np.zeros(n_offsets, np.int64)
+    touched = np.empty(1024, np.int64)
     for u in range(n):
-        is_seed[u] = ids[u] != 0
+        if ids[u] != 0:
+            via[u] = _SEED
     for u in range(n):
-        if is_seed[u]:
+        if via[u] == _SEED:
             for o in offsets:
-                if levels[u + o] != 255 and not is_seed[u + o]:
+                if levels[u + o] != _OUTSIDE and via[u + o] != _SEED:
                     changed, n_changed = _append(changed, n_changed, u)
                     break
-    touched = np.empty(1024, np.int64)
     for step in range(1, steps + 1):
-        n_touched = 0
-        for i in range(n_changed):
-            for o in offsets:
-                v = changed[i] + o
-                if levels[v] != 255 and not is_seed[v] and seen[v] != step:
-                    seen[v] = step
-                    touched, n_touched = _append(touched, n_touched, v)
-        if n_touched == 0:
+        if n_changed == 0:
             break
+        n_touched = 0
+        for k in range(n_offsets):
+            if step % rounds[k] == 0:
+                for i in range(told[k], n_changed):
+                    v = changed[i] + offsets[k]
+                    if levels[v] != _OUTSIDE and via[v] != _SEED and seen[v] != step:
+                        seen[v] = step
+                        touched, n_touched = _append(touched, n_touched, v)
+                told[k] = n_changed
+        # Forget what all have told.
+        n_told = told.min()
+        changed[: n_changed - n_told] = changed[n_told:n_changed].copy()
+        n_changed -= n_told
+        told -= n_told
         # All look before any changes.
-        news = np.empty((n_touched, 3), np.uint32)
+        news = np.empty((n_touched, 4), np.uint32)
         for i in range(n_touched):
             v = touched[i]
-            best_wet, best_depth, best_id = 256, 0, np.uint32(0)
-            for o in offsets:
-                u = v + o
-                if ids[u] == 0:
-                    continue
-                if (
-                    wet[u] < best_wet
-                    or (wet[u] == best_wet and depth[u] < best_depth)
-                    or (wet[u] == best_wet and depth[u] == best_depth and ids[u] < best_id)
-                ):
-                    best_wet, best_depth, best_id = wet[u], depth[u], ids[u]
-            if levels[v] > best_wet:
-                best_wet, best_depth = levels[v], 0
-            else:
-                best_depth += 1
-            news[i, 0], news[i, 1], news[i, 2] = best_wet, best_depth, best_id
-        n_changed = 0
+            best, best_id, best_via = np.uint16(0xFFFF), np.uint32(0), np.uint8(0)
+            if ids[v] != 0 and step % via[v] != 0:
+                # What came along a coarse axis stands as it came until that axis is looked along again.
+                best, best_id, best_via = source[v], ids[v], via[v]
+            for k in range(n_offsets):
+                if step % rounds[k] == 0:
+                    u = v + offsets[k]
+                    if ids[u] != 0 and (key[u] < best or (key[u] == best and ids[u] < best_id)):
+                        best, best_id, best_via = key[u], ids[u], np.uint8(rounds[k])
+            own = np.uint16(levels[v]) << 8
+            news[i, 0] = own if own > best | 0xFF else best + 1
+            news[i, 1], news[i, 2], news[i, 3] = best, best_id, best_via
         for i in range(n_touched):
             v = touched[i]
-            if ids[v] != news[i, 2] or wet[v] != news[i, 0] or depth[v] != news[i, 1]:
-                wet[v], depth[v], ids[v] = news[i, 0], news[i, 1], news[i, 2]
+            if ids[v] != news[i, 2] or key[v] != news[i, 0]:
                 changed, n_changed = _append(changed, n_changed, v)
+            key[v], source[v], ids[v], via[v] = news[i, 0], news[i, 1], news[i, 2], news[i, 3]
 
 
 @numba.njit(cache=True, nogil=True)

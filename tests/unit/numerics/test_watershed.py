@@ -11,14 +11,21 @@ from scipy import ndimage
 from skimage.segmentation import watershed
 
 from unetflow.geometry import BlockGrid, Box
-from unetflow.numerics.watershed import flood, flood_levels, object_table
+from unetflow.numerics.watershed import (
+    flood,
+    flood_halo,
+    flood_levels,
+    flood_strides,
+    foreground_probability,
+    object_table,
+)
 
-Field = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[bool, ...], str]
+Field = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[bool, ...], str, tuple[int, ...]]
 
 
 @st.composite
 def fields(draw: st.DrawFn) -> Field:
-    """Draw levels full of ties, seeds, a mask with holes, linked axes and a connectivity."""
+    """Draw levels full of ties, seeds, a mask with holes, linked axes, a connectivity and strides."""
     ndim = draw(st.integers(2, 4))
     shape = draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, max_side=(20, 9, 5)[ndim - 2]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -27,7 +34,8 @@ def fields(draw: st.DrawFn) -> Field:
     mask = (rng.random(shape) < draw(st.sampled_from([0.6, 0.9, 1.0]))) | (seeds > 0)
     n_apart = draw(st.integers(0, ndim - 1))
     linked = (False,) * n_apart + (True,) * (ndim - n_apart)
-    return levels, seeds, mask, linked, draw(st.sampled_from(["face", "full"]))
+    strides = draw(st.tuples(*[st.integers(1, 3)] * ndim))
+    return levels, seeds, mask, linked, draw(st.sampled_from(["face", "full"])), strides
 
 
 def queue(levels: np.ndarray, seeds: np.ndarray, mask: np.ndarray, connectivity: str) -> np.ndarray:
@@ -52,12 +60,12 @@ def queue(levels: np.ndarray, seeds: np.ndarray, mask: np.ndarray, connectivity:
 @settings(deadline=None, max_examples=60)
 @given(fields())
 def test_with_steps_enough_it_is_the_flood_from_a_priority_queue(field: Field) -> None:
-    levels, seeds, mask, linked, connectivity = field
+    levels, seeds, mask, linked, connectivity, strides = field
     expected = np.zeros_like(seeds)
     n_apart = linked.count(False)
     for plane in np.ndindex(levels.shape[:n_apart]):
         expected[plane] = queue(levels[plane], seeds[plane], mask[plane], connectivity)
-    assert np.array_equal(flood(levels, seeds, mask, linked, connectivity, steps=254), expected)
+    assert np.array_equal(flood(levels, seeds, mask, linked, connectivity, strides, steps=254), expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,13 +73,14 @@ def test_with_steps_enough_it_is_the_flood_from_a_priority_queue(field: Field) -
 def test_a_block_with_a_halo_of_as_many_voxels_as_steps_has_the_labels_of_the_whole(
     field: Field, steps: int, side: int
 ) -> None:
-    levels, seeds, mask, linked, connectivity = field
-    whole = flood(levels, seeds, mask, linked, connectivity, steps)
-    halo = tuple(steps * is_linked for is_linked in linked)
+    levels, seeds, mask, linked, connectivity, strides = field
+    whole = flood(levels, seeds, mask, linked, connectivity, strides, steps)
+    halo = flood_halo(strides, linked, steps)
     volume = Box.of_shape(levels.shape)
     for block in BlockGrid(volume, (side,) * levels.ndim, halo, halo):
         outer = block.outer.intersect(volume)
-        found = flood(levels[outer.slices], seeds[outer.slices], mask[outer.slices], linked, connectivity, steps)
+        parts = (array[outer.slices] for array in (levels, seeds, mask))
+        found = flood(*parts, linked, connectivity, strides, steps)
         inner = block.inner.relative_to(outer).slices
         assert np.array_equal(found[inner], whole[block.inner.slices])
 
@@ -117,6 +126,23 @@ def test_it_agrees_with_scikit_image_on_smooth_fields(shape: tuple[int, ...]) ->
     assert seeds.max() > 20
     assert both.sum() > 0.99 * (expected > 0).sum()
     assert np.mean(found[both] == expected[both]) > 0.99
+
+
+def test_a_flood_takes_fewer_steps_along_a_coarse_axis() -> None:
+    levels = np.full((9, 9, 9), 100, np.uint8)
+    seeds = np.zeros((9, 9, 9), np.uint32)
+    seeds[4, 4, 4] = 1
+    found = flood(levels, seeds, levels > 0, (True,) * 3, strides=flood_strides((3.0, 1.0, 1.1), 3), steps=4)
+    reached = np.argwhere(found > 0) - 4
+    assert np.abs(reached).max(axis=0).tolist() == [1, 4, 4]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_the_foreground_is_all_that_is_not_background(dtype: str) -> None:
+    whole = 255 if dtype == "uint8" else 1
+    stored = np.array([[0.2, 1.0], [0.5, 0.0], [0.3, 0.0]]) * whole
+    assert foreground_probability(stored.astype(dtype)) == pytest.approx([0.8, 0.0], abs=1e-3)
+    assert foreground_probability(stored[1:2].astype(dtype)) == pytest.approx([0.5, 0.0], abs=2e-3)
 
 
 def test_planes_that_are_not_linked_do_not_see_each_other() -> None:
