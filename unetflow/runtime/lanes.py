@@ -72,9 +72,9 @@ class Lane:
             taken.append(self.returned.popleft())
         return taken
 
-    def cut(self, n_parts: int) -> Lane:
-        """Cut off the last of ``n_parts`` equal parts, or all if it is a single block."""
-        n_cut = max(min(1, self.stop - self.start), (self.stop - self.start) // n_parts)
+    def cut(self, n_blocks: int) -> Lane:
+        """Cut off the last ``n_blocks``, or what came back where nothing else is left."""
+        n_cut = min(n_blocks, self.stop - self.start)
         part = Lane(self.brick, self.stop - n_cut, self.stop, self.done)
         self.stop -= n_cut
         if not n_cut:
@@ -148,7 +148,7 @@ class Lanes:
         return self._lanes.get(worker)
 
     def _open(self, n_workers: int) -> Lane | None:
-        """Take over a lane, open a brick, or cut the longest lane so that those without one get equal parts."""
+        """Take over a lane, open a brick, or take a worker's share of the longest lane, at most half of it."""
         if self._orphans:
             return self._orphans.popleft()
         if (brick := next(self._bricks, None)) is not None:
@@ -156,8 +156,8 @@ class Lanes:
         longest = max(self._lanes.values(), key=len, default=None)
         if not longest:
             return None
-        n_idle = max(1, n_workers - len(self._lanes))
-        return longest.cut(1 + -(-n_idle // len(self._lanes)))
+        share = -(-sum(map(len, self._lanes.values())) // n_workers)
+        return longest.cut(max(1, min(share, len(longest) // 2)))
 
     def _close(self, worker: str) -> None:
         self._n_skipped += self._lanes.pop(worker).n_skipped
