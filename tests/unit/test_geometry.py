@@ -273,3 +273,31 @@ def test_blocks_that_read_a_box_are_found_without_asking_each(data: st.DataObjec
     must = {b.number for b in grid if any(b.outer.intersect(box).size for box in boxes)}
     may = {n for n, outer in enumerate(whole) if any(outer.intersect(box).size for box in boxes)}
     assert must <= found <= may
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_bricks_tile_a_grid_in_c_order(shape: list[int], data: st.DataObject) -> None:
+    counts = [data.draw(st.integers(1, 4)) for _ in shape]
+    grid = BlockGrid(Box.of_shape(shape), (2,) * len(shape), (1,) * len(shape))
+    bricks = [list(brick) for brick in grid.bricks(counts)]
+    assert sorted(b.number for brick in bricks for b in brick) == list(range(len(grid)))
+    assert len(bricks) == math.prod(-(-n // c) for n, c in zip(grid.counts, counts, strict=True))
+    for brick in bricks:
+        places = np.array([grid.index_of(b.number) for b in brick])
+        assert (np.ptp(places, axis=0) < counts).all()
+        assert (places // counts == places[0] // counts).all()
+        assert [b.number for b in brick] == sorted(b.number for b in brick)
+        assert brick == [grid[b.number] for b in brick]
+
+
+def test_the_last_axes_of_a_brick_count_and_wrong_ones_are_refused() -> None:
+    grid = BlockGrid(Box.of_shape((4, 4)), (1, 1))
+    assert list(grid.bricks((9, 2, 2))) == list(grid.bricks((2, 2)))
+    for wrong in [(2,), (0, 2)]:
+        with pytest.raises(ValueError, match="a brick needs 2 counts of at least 1"):
+            list(grid.bricks(wrong))
+    with pytest.raises(IndexError):
+        next(grid.bricks((2, 2)))[4]
