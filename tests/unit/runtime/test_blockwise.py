@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import pickle
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 
 from unetflow.errors import BlockError, InputError, Interrupted, StageError
 from unetflow.geometry import Block, BlockGrid, Box
-from unetflow.runtime import books
+from unetflow.runtime import books, oncluster
 from unetflow.runtime.blockwise import run_pass
+from unetflow.runtime.outcomes import pack
 from unetflow.runtime.progress import Silent
 from unetflow.runtime.signals import StopFlag
 
@@ -249,3 +252,123 @@ def test_progress_hears_of_skipped_blocks_retries_and_the_end() -> None:
     run_pass(task, grid(5), done={0, 4}, record=lambda *_: None, name="p", progress=progress)
     assert (progress.name, progress.total, progress.done, progress.n_retries) == ("p", 5, 5, 1)
     assert progress.is_finished
+
+
+class Staged:
+    """A task in three steps; ``hook`` runs inside each."""
+
+    def __init__(self, hook: Callable[[str, int], None] = lambda step, number: None) -> None:
+        self.hook, self.steps = hook, Counter[tuple[str, int]]()
+
+    def load(self, block: Block) -> int:
+        self._do("load", block)
+        return block.number
+
+    def compute(self, block: Block, loaded: int) -> int:
+        self._do("compute", block)
+        return loaded**2
+
+    def store(self, block: Block, result: int) -> dict[str, Any]:
+        self._do("store", block)
+        return {"square": result}
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        raise AssertionError("the steps are called one by one")
+
+    def _do(self, step: str, block: Block) -> None:
+        self.hook(step, block.number)
+        self.steps[step, block.number] += 1
+
+
+def test_in_this_process_too_a_block_is_read_while_one_is_computed_and_one_written() -> None:
+    together = threading.Barrier(3)
+
+    def hook(step: str, number: int) -> None:
+        if (step, number) in {("load", 5), ("compute", 4), ("store", 3)}:
+            together.wait(10.0)
+
+    reports: dict[int, dict[str, Any]] = {}
+    result = run_pass(Staged(hook), grid(9), record=reports.__setitem__, name="p", retries=0)
+    assert reports == {n: {"square": n**2} for n in range(9)}
+    assert (result.n_done, result.n_retries) == (9, 0)
+
+
+def test_a_block_is_recorded_after_it_was_written_and_before_long() -> None:
+    task, recorded = Staged(), []
+
+    def record(number: int, report: dict[str, Any]) -> None:
+        assert task.steps["store", number] == 1
+        recorded.append(number)
+        assert task.steps["load", number + 3] == 0
+
+    run_pass(task, grid(20), record=record, name="p")
+    assert recorded == list(range(20))
+
+
+@pytest.mark.parametrize("step", ["load", "compute", "store"])
+def test_a_step_that_fails_once_is_tried_again_and_one_that_always_fails_is_quarantined(step: str) -> None:
+    failures: Counter[int] = Counter()
+    bad: dict[int, dict[str, Any]] = {}
+    done: list[int] = []
+
+    def hook(now: str, number: int) -> None:
+        failures[number] += now == step
+        if now == step and (number == 2 or (number == 4 and failures[4] == 1)):
+            raise OSError("not now")
+
+    result = run_pass(
+        Staged(hook), grid(7), record=lambda n, _: done.append(n), quarantine=bad.__setitem__, name="p", retries=1
+    )
+    assert sorted(done) == [0, 1, 3, 4, 5, 6]
+    assert result.quarantined == (2,)
+    assert result.n_retries == 2
+    assert bad[2]["error"] == "OSError: not now"
+
+
+def test_a_stop_lets_what_was_read_be_written() -> None:
+    flag = StopFlag()
+    task = Staged(lambda step, number: flag.set("SIGTERM") if (step, number) == ("compute", 3) else None)
+    done: list[int] = []
+    with pytest.raises(Interrupted, match=r"after \d of 50 blocks"):
+        run_pass(task, grid(50), record=lambda n, _: done.append(n), name="p", should_stop=flag)
+    assert 4 <= len(done) <= 5
+    assert {number for _, number in task.steps} == set(done)
+    assert set(task.steps.values()) == {1}
+
+
+def test_an_interrupt_does_not_wait_for_a_store_that_hangs() -> None:
+    release = threading.Event()
+
+    def record(number: int, report: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_pass(
+            Staged(lambda step, number: None if number == 0 else release.wait(20.0) and None),
+            grid(9),
+            record=record,
+            name="p",
+        )
+    assert time.monotonic() - began < 10.0
+    release.set()
+
+
+def test_a_pass_in_bricks_does_one_after_the_other() -> None:
+    done: list[int] = []
+    square = BlockGrid(Box.of_shape((4, 4)), (1, 1))
+    run_pass(lambda b: {}, square, done={5}, record=lambda n, _: done.append(n), name="p", brick=(2, 2))
+    assert done == [0, 1, 4, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
+
+
+def test_a_run_ends_when_its_time_is_over_and_tells_what_was_done() -> None:
+    blocks = tuple(grid(5))
+    packed = pickle.dumps((blocks, None))
+    for longest, n_done in [(0.0, 1), (60.0, 5), (None, 5)]:
+        worked = oncluster._work_on_worker(pack(passes), packed, "p", longest)
+        assert [o.number for o in worked.outcomes] == list(range(n_done))
+
+
+def passes(block: Block) -> dict[str, Any]:
+    time.sleep(0.001)
+    return {}
