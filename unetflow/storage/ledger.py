@@ -147,7 +147,8 @@ class Ledger:
         line = _line(record)
         with self._lock:
             self._waiting += line
-        self._take(json.loads(line[9:]))  # as it will be read: no tuples, keys are strings
+        # Facts and errors are kept as they will be read: no tuples, keys are strings.
+        self._take(record if "done" in record else json.loads(line[9:]))
         if time.monotonic() - self._last_commit >= COMMIT_SECONDS:
             self.flush()
         elif self._thread is None:
