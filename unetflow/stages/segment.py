@@ -82,7 +82,6 @@ def segment(
 
 
 def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
-    from unetflow.runtime.environment import threads_of_a_task
     from unetflow.storage.folders import remove
 
     normalisation = _normalise(made, work)
@@ -120,8 +119,21 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     if seam is not None:
         result["seam_score"] = round(seam, 4)
         work.ledger.set_value("seam_score", result["seam_score"])
-    result["cost"] = compare(plan_figures(made, n_threads=threads_of_a_task()), tally, work.passes["predict"].seconds)
+    planned = plan_figures(made, n_threads=_threads_of_a_worker(work))
+    result["cost"] = compare(planned, tally, work.passes["predict"].seconds)
     return {**result, **work.totals()}
+
+
+def _threads_of_a_worker(work: Work) -> int:
+    """Ask a worker how many tiles it runs at once; 1 where none is left to ask."""
+    from unetflow.runtime.environment import threads_of_a_task
+
+    client = work.conditions.client
+    if client is None:
+        return threads_of_a_task()
+    workers = list(client.scheduler_info(n_workers=-1)["workers"])[:1]
+    answers = client.run(threads_of_a_task, workers=workers, on_error="ignore") if workers else {}
+    return int(next(iter(answers.values()), 1))
 
 
 def _inside(made: Plan, pieces: Pieces) -> Pieces | Some:
