@@ -14,7 +14,13 @@ from typer.testing import CliRunner
 
 from unetflow.errors import Interrupted
 from unetflow.geometry import BlockGrid, Box
-from unetflow.numerics.watershed import FLOOD_STEPS, flood, flood_levels, foreground_probability
+from unetflow.numerics.watershed import (
+    FLOOD_STEPS,
+    flood,
+    flood_levels,
+    flood_strides,
+    foreground_probability,
+)
 from unetflow.runtime.progress import Silent
 from unetflow.settings import Settings
 from unetflow.stages.segment import segment
@@ -37,6 +43,7 @@ def find(
     shard: tuple[int, ...],
     client: Any = None,
     linked: tuple[bool, ...] | None = None,
+    voxel_size: tuple[float, ...] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Write the probabilities of a soft-max and classes, and flood them."""
@@ -50,6 +57,7 @@ def find(
         volume = create_array(
             folder / name, axes="c" + axes if has_channels else axes, shape=p.shape, chunk=shard, shard=shard,
             n_channels=2 if has_channels else None, dtype="uint8" if data is not None else "uint32",
+            voxel_size=voxel_size or (1.0,) * p.ndim,
         )  # fmt: skip
         if data is not None:
             for block in BlockGrid(volume.box, shard):
@@ -64,7 +72,9 @@ def find(
     return np.asarray(found)
 
 
-def whole(p: np.ndarray, mask: np.ndarray, linked: tuple[bool, ...], threshold: float, size: int) -> np.ndarray:
+def whole(
+    p: np.ndarray, mask: np.ndarray, linked: tuple[bool, ...], threshold: float, size: int, voxel_size: Any
+) -> np.ndarray:
     """Find the same objects in memory, with SciPy and one flood."""
     structure = ndimage.generate_binary_structure(p.ndim, 1)
     for axis in np.flatnonzero(~np.array(linked)):
@@ -73,7 +83,9 @@ def whole(p: np.ndarray, mask: np.ndarray, linked: tuple[bool, ...], threshold: 
     likely = foreground_probability(stored)
     seeds, n = ndimage.label(mask & (likely > threshold), structure)
     seeds[np.isin(seeds, 1 + np.flatnonzero(np.bincount(seeds.ravel())[1:] < size))] = 0
-    flooded = flood(flood_levels(likely), seeds.astype(np.uint32), mask, linked)
+    flooded = flood(
+        flood_levels(likely), seeds.astype(np.uint32), mask, linked, strides=flood_strides(voxel_size, p.ndim)
+    )
     rest = ndimage.label(mask & (flooded == 0), structure)[0]
     both = np.where(rest > 0, rest + n, flooded)
     result = np.zeros(p.shape, np.uint32)
@@ -83,25 +95,26 @@ def whole(p: np.ndarray, mask: np.ndarray, linked: tuple[bool, ...], threshold: 
 
 
 @pytest.mark.parametrize(
-    ("shape", "shards", "linked"),
+    ("shape", "shards", "linked", "voxel_size"),
     [
-        ((150, 210), [(150, 210), (40, 56), (64, 192)], (True, True)),
-        ((2, 90, 120), [(1, 90, 120), (1, 32, 40)], (False, True, True)),
-        ((20, 70, 64), [(20, 70, 64), (12, 40, 24)], (True, True, True)),
+        ((150, 210), [(150, 210), (40, 56), (64, 192)], (True, True), (1, 1)),
+        ((2, 90, 120), [(1, 90, 120), (1, 32, 40)], (False, True, True), (5, 1, 1)),
+        ((20, 70, 64), [(20, 70, 64), (12, 40, 24)], (True, True, True), (1, 1, 1)),
+        ((30, 70, 64), [(30, 70, 64), (6, 40, 64)], (True, True, True), (9, 1, 1)),
     ],
 )
 def test_any_cut_gives_the_objects_of_the_whole_volume(
     tmp_path: Path, shape: tuple[int, ...], shards: list[tuple[int, ...]], linked: tuple[bool, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    voxel_size: tuple[float, ...], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     # Blocks no longer than their halo need be: faces everywhere.
     monkeypatch.setattr("unetflow.stages.watershed._HALOS_A_BLOCK", 0)
     p = cells(shape)
     classes = (p > 0.45).astype(np.uint8)
-    expected = whole(p, classes > 0, linked, 0.7, 5)
+    expected = whole(p, classes > 0, linked, 0.7, 5, voxel_size)
     assert expected.max() > 10
     for number, shard in enumerate(shards):
-        found = find(tmp_path / str(number), p, classes, shard, linked=linked)
+        found = find(tmp_path / str(number), p, classes, shard, linked=linked, voxel_size=voxel_size)
         assert np.array_equal(found, expected)
 
 
@@ -185,8 +198,9 @@ def test_segment_floods_what_it_stored_for_any_shard(trained: Path) -> None:
         found.append(read(out, "instances"))
         assert result["objects"] == found[-1].max()
         assert not (out / ".unetflow" / "labelling").exists()
-    p = zarr.open_array(trained / "flooded-0.zarr" / "0")[1] / 255
-    expected = whole(p, read(trained / "flooded-0.zarr", "classes") > 0, (False, True, True), 0.6, 5)
+    p = 1 - zarr.open_array(trained / "flooded-0.zarr" / "0")[0] / 255
+    mask = read(trained / "flooded-0.zarr", "classes") > 0
+    expected = whole(p, mask, (False, True, True), 0.6, 5, (0.05, 0.01, 0.01))
     assert expected.max() > ndimage.label(expected > 0, np.ones((3, 3, 3)))[1] > 0
     assert np.array_equal(found[0], expected)
     assert np.array_equal(found[1], expected)

@@ -20,6 +20,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ Ids = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
 
 FLOOD_STEPS = 48  # voxels of the finest axis; fewer than 255, for rounds and depths are counted in a byte
-_LONGEST_STRIDE = 12  # at least 4 steps along any axis
+_LONGEST_STRIDE = 8  # so that there are 6 steps along any axis
 _OUTSIDE = np.uint8(255)
 _SEED = np.uint8(255)
 
@@ -81,15 +82,16 @@ def flood_levels(p: Array) -> Bytes:
 def flood_strides(voxel_size: Sequence[float], ndim: int) -> tuple[int, ...]:
     """Return after how many rounds a flood takes a step along each axis, 1 for the finest.
 
+    They are powers of 2, so that steps along several axes at once have rounds in common.
     ``voxel_size`` is that of the last axes; those before (time) get the longest stride.
 
     Examples
     --------
     >>> flood_strides((0.05, 0.01, 0.01), 4)
-    (12, 5, 1, 1)
+    (8, 4, 1, 1)
     """
     finest = min(voxel_size)
-    own = tuple(min(_LONGEST_STRIDE, max(1, round(size / finest))) for size in voxel_size)
+    own = tuple(min(_LONGEST_STRIDE, 2 ** round(math.log2(size / finest))) for size in voxel_size)
     return (_LONGEST_STRIDE,) * (ndim - len(own)) + own
 
 
@@ -98,8 +100,8 @@ def flood_halo(strides: Sequence[int], linked: Sequence[bool], steps: int = FLOO
 
     Examples
     --------
-    >>> flood_halo((12, 5, 1, 1), (False, True, True, True))
-    (0, 9, 48, 48)
+    >>> flood_halo((8, 4, 1, 1), (False, True, True, True))
+    (0, 12, 48, 48)
     """
     return tuple(steps // stride if is_linked else 0 for stride, is_linked in zip(strides, linked, strict=True))
 
@@ -203,7 +205,8 @@ def _offsets(
     moves = np.argwhere(near) - 1
     stays = (moves[:, [not is_linked for is_linked in linked]] == 0).all(axis=1)
     moves = moves[stays & moves.any(axis=1)]
-    rounds = (np.abs(moves) * np.asarray(strides, np.int64)).max(axis=1, initial=1)
+    # No axis is stepped along but in its own rounds, or its halo would not do.
+    rounds = np.lcm.reduce(np.where(moves != 0, np.asarray(strides, np.int64), 1), axis=1)
     order = np.argsort(rounds, kind="stable")
     memory = np.cumprod([1, *shape[:0:-1]])[::-1]
     return np.asarray(moves @ memory, np.int64)[order], rounds[order]
@@ -220,6 +223,8 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
     changed, n_changed = np.empty(1024, np.int64), 0
     told = np.zeros(n_offsets, np.int64)
     touched = np.empty(1024, np.int64)
+    # What a round along some axes left with a later neighbour than before: all axes are to be asked.
+    again, n_again = np.empty(1024, np.int64), 0
     for u in range(n):
         if ids[u] != 0:
             via[u] = _SEED
@@ -230,9 +235,9 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
                     changed, n_changed = _append(changed, n_changed, u)
                     break
     for step in range(1, steps + 1):
-        if n_changed == 0:
+        if n_changed == 0 and n_again == 0:
             break
-        n_touched = 0
+        n_touched, n_due = 0, 0
         for k in range(n_offsets):
             if step % rounds[k] == 0:
                 for i in range(told[k], n_changed):
@@ -241,6 +246,13 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
                         seen[v] = step
                         touched, n_touched = _append(touched, n_touched, v)
                 told[k] = n_changed
+                n_due += 1
+        if n_due == n_offsets:
+            for i in range(n_again):
+                if seen[again[i]] != step:
+                    seen[again[i]] = step
+                    touched, n_touched = _append(touched, n_touched, again[i])
+            n_again = 0
         # Forget what all have told.
         n_told = told.min()
         changed[: n_changed - n_told] = changed[n_told:n_changed].copy()
@@ -266,6 +278,9 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
             v = touched[i]
             if ids[v] != news[i, 2] or key[v] != news[i, 0]:
                 changed, n_changed = _append(changed, n_changed, v)
+            is_later = news[i, 1] > source[v] or (news[i, 1] == source[v] and news[i, 2] > ids[v])
+            if n_due < n_offsets and ids[v] != 0 and is_later:
+                again, n_again = _append(again, n_again, v)
             key[v], source[v], ids[v], via[v] = news[i, 0], news[i, 1], news[i, 2], news[i, 3]
 
 

@@ -8,13 +8,14 @@
     tabulate                       both -> id, first voxel and size of what a block holds
     number                         both -> instances, numbered 1..N by first voxel
 
-A seed has one id over the whole volume before anything is flooded, and a flood ends after
-`FLOOD_STEPS` voxels, which is the halo of a block: nothing is joined over faces, and the result
+A seed has one id over the whole volume before anything is flooded, and a flood ends where the
+halo of a block does (48 voxels of the finest axis): nothing is joined over faces, and the result
 does not depend on the cut.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # A block is at least this many halos long, or most of what it reads would be halo.
 _HALOS_A_BLOCK = 4
+# With its halo it is at most so large, at about 25 bytes a voxel, where the shards allow it.
+_MOST_VOXELS = 2**26
 
 
 @dataclass(frozen=True)
@@ -63,26 +66,54 @@ class Flooding:
     linked: tuple[bool, ...]
 
     @property
+    def strides(self) -> tuple[int, ...]:
+        """Rounds that a flood takes for a step along each axis."""
+        from unetflow.numerics.watershed import flood_strides
+
+        return flood_strides(self.probabilities.voxel_size, self.grid.domain.ndim)
+
+    @property
     def flood_grid(self) -> BlockGrid:
         """Longer blocks of whole shards, with the halo of a flood."""
-        from unetflow.numerics.watershed import FLOOD_STEPS
+        from unetflow.numerics.watershed import flood_halo
 
-        halo = tuple(FLOOD_STEPS * is_linked for is_linked in self.linked)
+        halo = flood_halo(self.strides, self.linked)
         block = flood_block(self.grid.block_shape, self.grid.domain.shape, halo)
         return BlockGrid(self.grid.domain, block, halo, halo)
 
 
-def flood_block(shard: Shape, shape: Shape, halo: Shape) -> Shape:
-    """Return the fewest whole shards per axis that make a block long enough for its halo.
+def flood_block(shard: Shape, shape: Shape, halo: Shape, most: int = _MOST_VOXELS) -> Shape:
+    """Return whole shards that make a block long for its halo, yet not too large with it.
+
+    Parameters
+    ----------
+    shard, shape, halo : tuple of int
+        Of a written array, of the volume, and of a flood.
+    most : int
+        Voxels of the block with its halo, unless those of one shard are more.
 
     Examples
     --------
     >>> flood_block((1, 64, 256), (9, 1000, 1000), (0, 48, 48))
     (1, 192, 256)
+    >>> flood_block((1, 512, 512), (40, 512, 512), (6, 48, 48), most=10**7)
+    (24, 512, 512)
     """
-    return tuple(
-        s * min(-(-n // s), max(1, -(-_HALOS_A_BLOCK * h // s))) for s, n, h in zip(shard, shape, halo, strict=True)
-    )
+    block = shard
+    while True:
+        longer = [
+            block[:axis] + (block[axis] + shard[axis],) + block[axis + 1 :]
+            for axis, h in enumerate(halo)
+            if block[axis] < min(shape[axis], _HALOS_A_BLOCK * h)
+        ]
+        longer = [b for b in longer if _with_halo(b, shape, halo) <= most]
+        if not longer:
+            return block
+        block = min(longer, key=lambda b: _with_halo(b, shape, halo) / math.prod(b))
+
+
+def _with_halo(block: Shape, shape: Shape, halo: Shape) -> int:
+    return math.prod(min(n, b + 2 * h) for n, b, h in zip(shape, block, halo, strict=True))
 
 
 def flood_volumes(
@@ -185,7 +216,7 @@ class FloodBlock:
         if ids.any():
             mask = job.classes.read(outer)[0] > 0
             levels = flood_levels(foreground_probability(job.probabilities.read(outer)))
-            ids = flood(levels, ids, mask, job.linked, self.connectivity)
+            ids = flood(levels, ids, mask, job.linked, self.connectivity, job.strides)
         job.flooded.write(here.inner, ids[here.inner.relative_to(outer).slices])
         return {}
 
