@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # A block is at least this many halos long, or most of what it reads would be halo.
 _HALOS_A_BLOCK = 4
-# With its halo it is at most so large, at about 25 bytes a voxel, where the shards allow it.
-_MOST_VOXELS = 2**26
+# With its halo it is at most so large, at about 30 bytes a voxel, where the shards allow it.
+_MOST_VOXELS = 2**25
 
 
 @dataclass(frozen=True)
