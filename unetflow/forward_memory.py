@@ -208,7 +208,7 @@ def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4) 
     --------
     >>> from unetflow.architecture import UNetSpec
     >>> forward_bytes(UNetSpec.build(), (572, 572)) // 10**6
-    256
+    273
     """
     walk = _Walk(spec, itemsize)
     walk.predict(tuple(shape))
@@ -222,7 +222,7 @@ def weight_bytes(spec: UNetSpec) -> int:
     --------
     >>> from unetflow.architecture import UNetSpec
     >>> weight_bytes(UNetSpec.build()) // 4
-    31031810
+    31030658
     """
     width = 2 if spec.skip == "concat" else 1
     inputs = [spec.in_channels, *(spec.channels(level) for level in range(spec.depth))]

@@ -14,6 +14,7 @@ import zarr
 from typer.testing import CliRunner
 
 from unetflow.cli import app
+from unetflow.errors import InputError
 from unetflow.stages.figures import BASE_BYTES, Tally, compare, plan_figures
 from unetflow.stages.segment import segment
 from unetflow.stages.segment_plan import Plan, plan
@@ -104,7 +105,28 @@ def test_the_plan_tells_time_memory_and_room_and_writes_nothing(trained: Path, n
     assert "of this machine" in told["time"]
     assert told["figures"]["seconds"] > 0
     assert "base" in told["memory_worker"]
-    assert "free" in told["room"]
+    assert told["room"]["files"] == told["files"] > 0
+    assert told["room"]["free"]
     assert told["mode"] == "exact"
     text = CliRunner().invoke(app, words)
     assert "work_factor" in text.stdout
+
+
+def test_slices_that_do_not_fit_the_cache_are_told_with_the_cure(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "slices.zarr"
+    zarr.create_array(path, shape=(6, 3000, 3000), chunks=(6, 3000, 3000), dtype="uint8")
+    planned(trained, path)
+    assert not caplog.records
+    huge = tmp_path / "huge.zarr"
+    zarr.create_array(huge, shape=(2, 40_000, 40_000), chunks=(1, 40_000, 40_000), dtype="uint8")
+    planned(trained, huge)
+    assert "unetflow convert" in caplog.text
+
+
+def test_a_result_that_cannot_fit_the_disk_is_refused(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "endless.zarr"
+    zarr.create_array(path, shape=(1000, 1_000_000, 1_000_000), chunks=(1, 512, 512), dtype="uint8")
+    with pytest.raises(InputError, match="room"):
+        planned(trained, path)

@@ -120,7 +120,7 @@ def plan_figures(made: Plan, *, n_threads: int = 1, cache: int = CHUNK_CACHE_BYT
     n_tiles = [count_tiles(made, image) for image in made.images]
     inputs = [math.prod(made.tiling_of(image).input_shape) for image in made.images]
     fetched = sum(r.bytes(b) for r, b in zip(reads, made.bricks, strict=True))
-    arrays = [array for image in made.images for array in _arrays(made, image)]
+    n_bytes, n_files = plan_output(made)
     return Figures(
         work_factor=sum(n * v for n, v in zip(n_tiles, inputs, strict=True)) / _kept_voxels(made),
         n_blocks=len(made.grids),
@@ -130,8 +130,8 @@ def plan_figures(made: Plan, *, n_threads: int = 1, cache: int = CHUNK_CACHE_BYT
         chunks_distinct=sum(r.chunks(r.all) for r in reads),
         chunks_fetched=sum(r.chunks(b) for r, b in zip(reads, made.bricks, strict=True)),
         read_amplification=fetched / sum(r.bytes(r.all) for r in reads),
-        bytes_written=sum(array.n_bytes for array in arrays),
-        n_files=sum(array.n_files for array in arrays) + 8 * len(made.images),
+        bytes_written=n_bytes,
+        n_files=n_files,
     )
 
 
@@ -197,14 +197,15 @@ def _stored(made: Plan) -> list[tuple[int, int]]:
 # Files
 
 
-@dataclass(frozen=True)
-class _Array:
-    n_bytes: int
-    n_files: int
+def plan_output(made: Plan) -> tuple[int, int]:
+    """Return the bytes of the result with its pyramids, uncompressed, and the number of its files."""
+    arrays = [array for image in made.images for array in _arrays(made, image)]
+    n_groups = 8 * len(made.images)
+    return sum(n_bytes for n_bytes, _ in arrays), sum(n_files for _, n_files in arrays) + n_groups
 
 
-def _arrays(made: Plan, image: Image) -> Iterator[_Array]:
-    """Yield what each array of an output image takes; fragments of objects lie beside it for a while."""
+def _arrays(made: Plan, image: Image) -> Iterator[tuple[int, int]]:
+    """Yield bytes and files of each array of an output image, and of the fragments that lie there for a while."""
     from unetflow.storage.ngff import level_shapes
 
     volume = image.volume
@@ -217,13 +218,13 @@ def _arrays(made: Plan, image: Image) -> Iterator[_Array]:
             yield _array(shape, image, 1, 4)
 
 
-def _array(shape: Shape, image: Image, n_channels: int, itemsize: int) -> _Array:
+def _array(shape: Shape, image: Image, n_channels: int, itemsize: int) -> tuple[int, int]:
     from unetflow.storage.volume import CHANNELS_TOGETHER_BYTES
 
     is_together = math.prod(image.chunk) * n_channels * itemsize <= CHANNELS_TOGETHER_BYTES
     n_shards = math.prod(-(-n // s) for n, s in zip(shape, image.shard, strict=True))
     n_voxels = math.prod(shape)
-    return _Array(n_voxels * n_channels * itemsize, n_shards * (1 if is_together else n_channels) + 1)
+    return n_voxels * n_channels * itemsize, n_shards * (1 if is_together else n_channels) + 1
 
 
 # What it did cost

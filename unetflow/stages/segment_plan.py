@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,8 @@ from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box, Shape, parse_roi
 from unetflow.memory import format_bytes
-from unetflow.stages.bricks import choose_brick
-from unetflow.stages.figures import plan_figures
+from unetflow.stages.bricks import CHUNK_CACHE_BYTES, choose_brick, plan_reads
+from unetflow.stages.figures import plan_figures, plan_output
 from unetflow.stages.layout import choose_output_layout, linked_axes, on_grid
 from unetflow.stages.masks import lay_over
 from unetflow.stages.pieces import Pieces
@@ -26,6 +26,10 @@ from unetflow.stages.tiles import Tiling
 if TYPE_CHECKING:
     from unetflow.settings import Settings
     from unetflow.storage.volume import Volume
+
+log = logging.getLogger(__name__)
+
+_MUCH_READING = 3.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,18 @@ class Plan:
         """Blocks, per grid axis, that one worker does at a stretch; for each image."""
         return tuple(choose_brick(image, self.tiling_of(image)) for image in self.images)
 
+    def room(self) -> dict[str, Any]:
+        """Compare the result with what is free where it goes.
+
+        Raises
+        ------
+        InputError
+            If it is sure not to fit.
+        """
+        from unetflow.storage.room import check_room
+
+        return check_room(self.out, *plan_output(self))
+
     def summary(self, *, n_workers: int | None = None, n_threads: int = 1) -> dict[str, Any]:
         """Return what ``--plan`` prints; some blocks are predicted to tell the time, and nothing is written.
 
@@ -98,21 +114,10 @@ class Plan:
             "read_amplification": round(figures.read_amplification, 3),
             "written": f"{format_bytes(figures.bytes_written)} at most",
             "files": figures.n_files,
-            "room": _room(self.out, figures.bytes_written),
+            "room": self.room(),
             "time": time.in_words(),
             "figures": figures.to_json(),
         }
-
-
-def _room(out: str, n_bytes: int) -> str | None:
-    """Say whether the disk has room for what is written, uncompressed; None for an object store."""
-    if "://" in out:
-        return None
-    path = Path(out).absolute()
-    free = shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free
-    if free >= n_bytes:
-        return f"{format_bytes(free)} free, enough"
-    return f"{format_bytes(free)} free: enough only if it packs to {free / n_bytes:.0%}, as most probabilities do"
 
 
 def plan(
@@ -147,7 +152,20 @@ def plan(
         raise InputError(f"--mask needs a mask for each of {len(images)} images, got {sorted(masks)}; name them alike")
     _check_outputs(settings, facts)
     target = str(out) if out else f"{_stem(volume)}.unetflow.zarr"
-    return Plan(settings, model_path, facts, spec, images, target, roi)
+    made = Plan(settings, model_path, facts, spec, images, target, roi)
+    made.room()
+    for image, brick in zip(made.images, made.bricks, strict=True):
+        _warn_of_reading(image, plan_reads(image, made.tiling_of(image)).amplification(brick))
+    return made
+
+
+def _warn_of_reading(image: Image, amplification: float) -> None:
+    if amplification > _MUCH_READING:
+        log.warning(
+            "chunks %s of %s do not fit a worker's cache of %s together: each is fetched %.0f times; make a copy in "
+            "smaller chunks with: unetflow convert",
+            image.volume.chunk, image.volume.path, format_bytes(CHUNK_CACHE_BYTES), amplification,
+        )  # fmt: skip
 
 
 def _model_file(settings: Settings, model: str | None) -> Path:
