@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,11 @@ def test_a_held_output_and_a_foreign_one_are_refused_and_stay_as_they_are(made: 
     assert Objects(out).get("notes.txt") == b"mine"
     with pytest.raises(InputError, match="bucket does not exist"):
         segment(settings_in(made), RAW, out="s3://absent/x.zarr")
+
+
+def test_the_server_lets_one_of_many_create_an_object(server: str) -> None:
+    there = Objects(f"{BUCKET}/race")
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: there.create("lock", b"%d" % n), range(16)))
+    assert won.count(True) == 1
+    assert there.get("lock") == b"%d" % won.index(True)

@@ -56,6 +56,16 @@ def test_a_block_that_succeeds_leaves_quarantine(tmp_path: Path) -> None:
     assert open_ledger(tmp_path, PRINT).quarantined("p") == {}
 
 
+def test_a_block_has_one_report_however_often_it_was_done(tmp_path: Path) -> None:
+    with open_ledger(tmp_path, PRINT) as ledger:
+        ledger.record("p", 1, {"n": 1})
+        ledger.record("p", 1, {"n": 1})
+        ledger.quarantine("p", 1, {})
+        ledger.record("p", 1, {"n": 1})
+        assert list(ledger.reports("p")) == [(1, {"n": 1})]
+        assert ledger.quarantined("p") == {}
+
+
 def test_another_fingerprint_is_refused_and_each_difference_is_named(tmp_path: Path) -> None:
     open_ledger(tmp_path, PRINT).close()
     other = {"model": "m", "tile": [64, 32], "inputs": {"raw": "xyz", "labels": None}, "mask": "k"}

@@ -130,6 +130,24 @@ def test_the_heartbeat_keeps_the_lock_fresh_and_notices_its_loss(
     assert b"another" in (there.get(NAME) or b"")
 
 
+def test_who_comes_late_to_a_stale_lock_finds_that_another_took_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(url, dead())
+    create = Objects.create
+
+    def be_late(self: Objects, name: str, content: bytes) -> bool:
+        if name == GUARD_NAME:
+            leave(url, stranger())
+        return create(self, name, content)
+
+    monkeypatch.setattr(Objects, "create", be_late)
+    with pytest.raises(LockedError), acquire_lock(url):
+        pass
+    assert b"another" in (Objects(url).get(NAME) or b"")
+    assert Objects(url).names() == [NAME]
+
+
 @pytest.mark.parametrize("is_stale", [False, True])
 def test_of_many_that_come_at_once_one_gets_it(url: str, is_stale: bool) -> None:
     if is_stale:
