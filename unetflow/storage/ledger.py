@@ -30,6 +30,7 @@ from typing import Any
 
 from unetflow.errors import InputError
 from unetflow.storage import store as stores
+from unetflow.storage.fingerprint import require_same
 from unetflow.storage.journal import FILE_NAME, FileJournal, Journal
 from unetflow.storage.numbers import NumberSet
 from unetflow.storage.remote_journal import ObjectJournal
@@ -37,7 +38,6 @@ from unetflow.storage.remote_journal import ObjectJournal
 __all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger"]
 
 COMMIT_SECONDS = 1.0
-_ABSENT = "(absent)"
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -228,12 +228,7 @@ def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite:
         raise InputError(
             f"a ledger must start with its fingerprint, got '{journal.name}' that is damaged; --overwrite starts anew"
         )
-    differences = _differences(found, wanted)
-    if differences:
-        raise InputError(
-            f"a run goes on only with what it was started with, got in '{os.fspath(folder)}' "
-            f"{'; '.join(differences)}; take the old values, or --overwrite starts anew"
-        )
+    require_same(found, wanted, os.fspath(folder))
     return ledger
 
 
@@ -259,20 +254,3 @@ def _record(line: bytes) -> Json | None:
         return None
     record = json.loads(content)
     return record if isinstance(record, dict) else None
-
-
-def _differences(old: Json, new: Json, above: str = "") -> list[str]:
-    """Name each key whose value differs, nested keys with dots."""
-    found = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{above}{key}.")
-        elif before != after:
-            found.append(f"{above}{key} = {_short(before)} where it is now {_short(after)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = value if value == _ABSENT else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
