@@ -47,6 +47,35 @@ class Faulty(Marked):
             FAULTS[self.fault]()
 
 
+@dataclass(frozen=True)
+class Staged(Faulty):
+    """The same in three steps; the fault is in ``step``. Reports when each step began and ended."""
+
+    step: str = "compute"
+
+    def load(self, block: Block) -> dict[str, Any]:
+        Path(self.folder, f"started-{block.number}-{uuid.uuid4().hex}").touch()
+        return {"load": self._spend("load", block)}
+
+    def compute(self, block: Block, loaded: dict[str, Any]) -> dict[str, Any]:
+        return {**loaded, "compute": self._spend("compute", block)}
+
+    def store(self, block: Block, result: dict[str, Any]) -> dict[str, Any]:
+        times = {**result, "store": self._spend("store", block)}
+        Path(self.folder, f"finished-{block.number}-{uuid.uuid4().hex}").touch()
+        return {"square": block.number**2, "pid": os.getpid(), "times": times}
+
+    def __call__(self, block: Block) -> dict[str, Any]:
+        return self.store(block, self.compute(block, self.load(block)))
+
+    def _spend(self, step: str, block: Block) -> tuple[float, float]:
+        began = time.monotonic()
+        if step == self.step:
+            self.before(block)
+        time.sleep(self.seconds)
+        return began, time.monotonic()
+
+
 def _raise() -> None:
     class Local(Exception):  # cannot be pickled
         pass

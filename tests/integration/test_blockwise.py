@@ -13,13 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
-from block_tasks import Faulty, Marked, count
+from block_tasks import Faulty, Marked, Staged, count
 
 from unetflow.errors import InputError, Interrupted, StageError
 from unetflow.geometry import Block, BlockGrid, Box
+from unetflow.runtime import pace
 from unetflow.runtime.blockwise import run_pass
 from unetflow.runtime.cluster import open_client
 from unetflow.runtime.executors import WINDOW
+from unetflow.runtime.oncluster import OnCluster
+from unetflow.runtime.outcomes import Attempt, Worked
 
 HERE = Path(__file__).parent
 Reports = dict[int, dict[str, Any]]
@@ -155,6 +158,143 @@ def test_a_users_mistake_is_told_in_its_own_words(two_workers: Any, tmp_path: Pa
     task = Faulty(str(tmp_path), numbers=(1,), fault="refuse")
     with pytest.raises(InputError, match="^the rule, the value, the cure$"):
         run_pass(task, grid(10), client=two_workers, record=lambda *_: None, name="p")
+
+
+def by_worker(reports: Reports) -> dict[int, list[int]]:
+    """Return the numbers of the blocks that each process did."""
+    return {
+        pid: [n for n, r in reports.items() if r["pid"] == pid] for pid in sorted({r["pid"] for r in reports.values()})
+    }
+
+
+@pytest.mark.parametrize("run_length", [1, 4, "auto"])
+def test_each_worker_reads_the_next_block_while_it_computes_one(
+    two_workers: Any, tmp_path: Path, run_length: Any
+) -> None:
+    reports: Reports = {}
+    task = Staged(str(tmp_path), 0.03)
+    result = run_pass(task, grid(32), client=two_workers, record=reports.__setitem__, name="p", run_length=run_length)
+    assert squares(reports) == {n: n**2 for n in range(32)}
+    assert result.n_retries == 0
+    assert count(tmp_path, "started") <= 34  # the last block of a lane may go to the other worker after all
+    n_ahead = 0
+    for numbers in by_worker(reports).values():
+        computed = sorted(reports[n]["times"]["compute"] for n in numbers)
+        for n in numbers:
+            loaded = reports[n]["times"]["load"]
+            n_ahead += any(a < loaded[0] < b for a, b in computed)
+    # Also from run to run: of single blocks, most are read while another run is computed.
+    assert n_ahead >= 20
+
+
+def test_blocks_are_written_while_the_next_one_of_the_run_is_computed(two_workers: Any, tmp_path: Path) -> None:
+    reports: Reports = {}
+    run_pass(
+        Staged(str(tmp_path), 0.03),
+        grid(32),
+        client=two_workers,
+        record=reports.__setitem__,
+        name="p",
+        run_length=8,
+    )
+    times = [report["times"] for report in reports.values()]
+    n_behind = sum(
+        any(o["compute"][0] < t["store"][1] and o["compute"][1] > t["store"][0] for o in times) for t in times
+    )
+    assert n_behind >= 20
+
+
+def test_at_the_end_of_a_pass_no_worker_holds_a_block_and_no_client_a_future(two_workers: Any, tmp_path: Path) -> None:
+    run_pass(Staged(str(tmp_path)), grid(20), client=two_workers, record=lambda *_: None, name="p", run_length=2)
+    assert set(two_workers.run(_is_slot_empty).values()) == {True}
+    assert dict(two_workers.futures) == {}
+
+
+def _is_slot_empty() -> bool:
+    from unetflow.runtime import oncluster
+
+    return oncluster._ahead._held is None
+
+
+@pytest.mark.parametrize("step", ["load", "compute", "store"])
+@pytest.mark.parametrize("fault", ["raise", "die"])
+def test_a_step_that_fails_or_kills_costs_its_block_only(
+    two_workers: Any, tmp_path: Path, step: str, fault: str
+) -> None:
+    reports: Reports = {}
+    bad: Reports = {}
+    result = run_pass(
+        Staged(str(tmp_path), numbers=(5,), step=step, fault=fault),
+        grid(12),
+        client=two_workers,
+        record=reports.__setitem__,
+        quarantine=bad.__setitem__,
+        name="p",
+        retries=1,
+        run_length=3,
+    )
+    assert result.quarantined == (5,)
+    assert squares(reports) == {n: n**2 for n in range(12) if n != 5}
+
+
+def test_a_stop_lets_what_workers_have_read_be_written(two_workers: Any, tmp_path: Path) -> None:
+    reports: Reports = {}
+    with pytest.raises(Interrupted):
+        run_pass(
+            Staged(str(tmp_path), 0.02),
+            grid(200),
+            client=two_workers,
+            record=reports.__setitem__,
+            name="p",
+            run_length=5,
+            should_stop=lambda: len(reports) >= 10,
+        )
+    assert count(tmp_path, "finished") == len(reports) < 200
+    # What was read for a run that did not start any more is the only thing that was begun in vain.
+    assert count(tmp_path, "started") - len(reports) <= 2
+
+
+@pytest.mark.parametrize("run_length", [1, "auto"])
+def test_neighbours_stay_on_one_worker(two_workers: Any, tmp_path: Path, run_length: Any) -> None:
+    reports: Reports = {}
+    square = BlockGrid(Box.of_shape((16, 16)), (1, 1))
+    run_pass(
+        Marked(str(tmp_path), 0.005),
+        square,
+        client=two_workers,
+        record=reports.__setitem__,
+        name="p",
+        run_length=run_length,
+        brick=(4, 4),
+    )
+    assert sorted(reports) == list(range(256))
+    assert len(by_worker(reports)) == 2
+    shared = [b for b in square.bricks((4, 4)) if len({reports[block.number]["pid"] for block in b}) > 1]
+    assert len(shared) <= 3  # the last one, or what Dask moved to a worker that had nothing to do
+
+
+def test_blocks_whose_time_was_over_are_done_by_later_runs(
+    two_workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "LONGEST_SECONDS", 0.0)
+    reports: Reports = {}
+    result = run_pass(Marked(str(tmp_path)), grid(60), client=two_workers, record=reports.__setitem__, name="p")
+    assert squares(reports) == {n: n**2 for n in range(60)}
+    assert (result.n_retries, count(tmp_path, "started")) == (0, 60)
+
+
+def test_a_task_that_was_sent_while_no_worker_was_there_comes_back(two_workers: Any, tmp_path: Path) -> None:
+    executor = OnCluster(two_workers, Marked(str(tmp_path)), "p", patience=60.0)
+    attempt = Attempt(tuple(grid(1)), worker=next(iter(executor.workers)))
+    for pid in two_workers.run(os.getpid).values():
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not two_workers.nthreads())
+    executor.submit(attempt)
+    results: list[Any] = []
+    wait_for(lambda: results.extend(executor.collect(0.1)) or bool(results))  # type: ignore[func-returns-value]
+    executor.close()
+    assert results == [(attempt, Worked([], 0.0))]
+    assert count(tmp_path, "started") == 0
 
 
 class Absent:

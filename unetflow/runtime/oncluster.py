@@ -104,7 +104,7 @@ class OnCluster:
         self._in_flight: dict[Any, tuple[Future[Any], Attempt, float]] = {}
         self._n_submitted = 0
         self._completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-        self._seen_at = time.monotonic()
+        self._seen_at = self._looked_at = time.monotonic()
         self.refresh()
 
     def refresh(self) -> None:
@@ -151,6 +151,7 @@ class OnCluster:
                 self._token,
                 self._longest,
                 key=(self._name, self._n_submitted),  # a tuple: the tasks of a pass are one group
+                fifo_timeout="0 ms",  # a worker takes them in this order: what it read ahead is what comes next
                 workers=[attempt.worker],
                 allow_other_workers=True,
             )
@@ -169,6 +170,8 @@ class OnCluster:
         results: list[Result] = []
         if time.monotonic() - self._counted_at > REFRESH_SECONDS:
             self.refresh()
+        if time.monotonic() - self._looked_at > REFRESH_SECONDS:
+            self._looked_at = time.monotonic()
             results += self._stranded()
         while self._completed.has_ready():
             future, value = next(self._completed)
