@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from unetflow.cli import app
 from unetflow.errors import InputError
-from unetflow.stages.figures import BASE_BYTES, Tally, compare, plan_figures
+from unetflow.stages.figures import Tally, compare, plan_figures
 from unetflow.stages.segment import segment
 from unetflow.stages.segment_plan import Plan, plan
+from unetflow.stages.worker_memory import BASE_BYTES
 
 
 @pytest.fixture(scope="module")

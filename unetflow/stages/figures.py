@@ -1,62 +1,24 @@
 """What a segmentation costs, worked out before it runs, and what it did cost: the two side by side.
 
-A worker's memory is the sum of what it holds at a time::
-
-    base       interpreter and libraries
-    network    weights, and a forward pass for each tile that runs at once
-    blocks     the raw voxels of this block and of the next one, the results of this one and the last
-    cache      decoded chunks of the raw volume
-    heaps      gaps on the heaps of the threads that read, compute and write
+Arithmetic on shapes: nothing here loops over blocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from unetflow.forward_memory import forward_bytes, weight_bytes
-from unetflow.geometry import Box, Shape
-from unetflow.memory import format_bytes
-from unetflow.stages.bricks import CHUNK_CACHE_BYTES, Reads, plan_reads
-from unetflow.stages.tile_choice import axes_of
+from unetflow.geometry import Shape
+from unetflow.stages.bricks import CHUNK_CACHE_BYTES, plan_reads
+from unetflow.stages.tile_axis import axes_of
+from unetflow.stages.worker_memory import Memory, plan_memory, stored_arrays
 
 if TYPE_CHECKING:
     from unetflow.stages.predict import Image
     from unetflow.stages.segment_plan import Plan
     from unetflow.stages.work import Report
-
-# Buffers below 32 MiB come from heaps that are never given back, one a thread, and after some blocks
-# have gaps: runs of four networks took 70 to 220 MB beyond the other parts (glibc 2.36).
-_HEAPS_BYTES = 160_000_000
-
-# Resident memory of a worker with numpy, zarr, torch and distributed loaded that has run a network of
-# 5 kB once: 343 MB (torch 2.13 for CPU, Python 3.11).
-BASE_BYTES = 345_000_000
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a worker holds at most, in bytes, by its parts."""
-
-    base: int
-    network: int
-    blocks: int
-    cache: int
-    heaps: int
-
-    @property
-    def total(self) -> int:
-        """All parts together."""
-        return self.base + self.network + self.blocks + self.cache + self.heaps
-
-    def in_words(self) -> str:
-        """Return the total and its parts as people write them."""
-        parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in asdict(self).items())
-        return f"{format_bytes(self.total)} ({parts})"
 
 
 @dataclass(frozen=True)
@@ -125,7 +87,7 @@ def plan_figures(made: Plan, *, n_threads: int = 1, cache: int = CHUNK_CACHE_BYT
         work_factor=sum(n * v for n, v in zip(n_tiles, inputs, strict=True)) / _kept_voxels(made),
         n_blocks=len(made.grids),
         n_tiles=sum(n_tiles),
-        memory=_plan_memory(made, reads, n_threads, cache),
+        memory=plan_memory(made, reads, n_threads, cache),
         bytes_read=fetched,
         chunks_distinct=sum(r.chunks(r.all) for r in reads),
         chunks_fetched=sum(r.chunks(b) for r, b in zip(reads, made.bricks, strict=True)),
@@ -147,53 +109,6 @@ def count_tiles(made: Plan, image: Image) -> int:
     return math.prod(image.domain.shape[:lead]) * math.prod(a.runs(t, b) for a, t, b in axes)
 
 
-# Memory of a worker
-
-
-def _plan_memory(made: Plan, reads: Sequence[Reads], n_threads: int, cache: int) -> Memory:
-    network = weight_bytes(made.spec) + max(_tiles_at_once(made, i, n_threads) for i in made.images)
-    blocks = max(_block_bytes(made, image, r) for image, r in zip(made.images, reads, strict=True))
-    return Memory(
-        base=BASE_BYTES,
-        network=network,
-        blocks=blocks,
-        cache=min(cache, max(r.bytes(r.all) for r in reads)),
-        heaps=min(_HEAPS_BYTES, network + blocks),
-    )
-
-
-def _tiles_at_once(made: Plan, image: Image, n_threads: int) -> int:
-    """Return the bytes of the forward passes that a worker runs at once, no more than a block has tiles."""
-    tiling = made.tiling_of(image)
-    first = Box.of_shape(image.block).intersect(Box.of_shape(image.domain.shape)).shift(image.domain.start)
-    return min(n_threads, tiling.count(first)) * forward_bytes(made.spec, tiling.input_shape)
-
-
-def _block_bytes(made: Plan, image: Image, reads: Reads) -> int:
-    """Return the bytes of raw voxels and results that a worker holds beside its tiles and chunks."""
-    n_classes = made.spec.out_channels
-    raw = reads.voxel_bytes * math.prod(axis.outer for axis in reads.axes)
-    fetched = reads.voxel_bytes * math.prod(axis.widest(1) for axis in reads.axes)
-    block = math.prod(min(b, n) for b, n in zip(image.block, image.domain.shape, strict=True))
-    voxel = sum(n * size for n, size in _stored(made))
-    tile = 4 * n_classes * math.prod(image.tile)
-    blend = 4 * n_classes * block if made.settings.segment.mode == "blend" else 0
-    # Computed and read ahead, with the chunks that this one takes; computed and written behind, with
-    # the copy of a shard that is packed; probabilities of a tile, and the part of them that is kept.
-    return 2 * raw + fetched + (2 * block + math.prod(image.shard)) * voxel + 2 * tile + blend
-
-
-def _stored(made: Plan) -> list[tuple[int, int]]:
-    """Return channels and bytes of a voxel of each array that the predict pass writes."""
-    wanted = set(made.settings.segment.outputs)
-    stored = []
-    if "probabilities" in wanted:
-        stored.append((made.spec.out_channels, np.dtype(made.settings.segment.dtype).itemsize))
-    if wanted & {"classes", "instances"}:
-        stored += [(1, 1)] * (made.spec.out_channels if made.facts["kind"] == "multilabel" else 1)
-    return stored
-
-
 # Files
 
 
@@ -210,7 +125,7 @@ def _arrays(made: Plan, image: Image) -> Iterator[tuple[int, int]]:
 
     volume = image.volume
     levels = [level.shape for level in level_shapes(image.domain.shape, volume.voxel_size, volume.spatial_axes)]
-    for n_channels, itemsize in _stored(made):
+    for n_channels, itemsize in stored_arrays(made):
         for shape in levels:
             yield _array(shape, image, n_channels, itemsize)
     if "instances" in made.settings.segment.outputs:

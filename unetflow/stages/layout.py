@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from unetflow.errors import InputError
 from unetflow.geometry import Shape
-from unetflow.stages.tile_choice import Axis, axes_of, round_up
+from unetflow.stages.tile_axis import Axis, axes_of, round_up
 from unetflow.stages.tiles import Tiling
 
 # Lengths per axis for 2-D and 3-D. A 2-D shard is about 4 million voxels, a 3-D one 17 million:

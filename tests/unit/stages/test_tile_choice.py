@@ -16,7 +16,8 @@ from unetflow.errors import InputError
 from unetflow.forward_memory import forward_bytes
 from unetflow.geometry import BlockGrid, Box, Shape
 from unetflow.stages.layout import choose_output_layout
-from unetflow.stages.tile_choice import Axis, axes_of, choose_tile
+from unetflow.stages.tile_axis import Axis, axes_of
+from unetflow.stages.tile_choice import choose_tile
 from unetflow.stages.tiles import Tiling
 
 FLAT = UNetSpec.build(depth=3, base_channels=32)

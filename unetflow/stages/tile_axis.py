@@ -1,0 +1,149 @@
+"""Tiles and blocks along one axis: how many tiles of a length are run, and what they cost.
+
+::
+
+    block     |        0        |        1        |      2     |      whole units, a shard or chunk
+    tile      |  t  |  t  |  t  |  t  |  t  |  t  |  t  |  t  |..|    whole tiles a block, where that can be
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from unetflow.geometry import Shape
+from unetflow.stages.tiles import Tiling
+
+# Longest block per axis that is grown to hold whole shards and whole tiles, for 2-D and 3-D.
+LONGEST_BLOCK = {2: 2048, 3: 256}
+
+_MOST_LENGTHS = 4096
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the network and what is segmented along it; lengths in voxels.
+
+    Parameters
+    ----------
+    length : int
+        What is segmented.
+    stride : int
+        The network's period: tiles are multiples of it.
+    context : int
+        Length of a tile's input beyond what it keeps.
+    unit : int
+        Shard or chunk that is wished for, of which blocks are made; 1 for none.
+    longest_block : int
+        Beyond it, blocks need not hold whole tiles.
+    overlap : float
+        Share of a tile that the next one covers too: 0 but for a blend.
+    """
+
+    length: int
+    stride: int
+    context: int
+    unit: int = 1
+    longest_block: int = 2048
+    overlap: float = 0.0
+
+    @property
+    def longest_tile(self) -> int:
+        """The tile that holds the whole axis."""
+        return round_up(self.length, self.stride)
+
+    def pitch(self, tile: int) -> int:
+        """Return the distance from a tile to the next."""
+        if not self.overlap:
+            return tile
+        return max(self.stride, round(tile * (1 - self.overlap) / self.stride) * self.stride)
+
+    def holds_whole_tiles(self, tile: int) -> bool:
+        """Say whether a block of usual length can be made of whole units and whole tiles."""
+        return self._common(tile) <= max(self.longest_block, round_up(self.pitch(tile), self.unit))
+
+    def block(self, tile: int) -> int:
+        """Return the shortest block of whole units and whole tiles; of units alone where it would be too long."""
+        if self.holds_whole_tiles(tile):
+            return self._common(tile)
+        # Tiles that two blocks share are run twice: long blocks share few.
+        return max(round_up(self.pitch(tile), self.unit), 2 * self.longest_block // self.unit * self.unit)
+
+    def _common(self, tile: int) -> int:
+        both, pitch = math.lcm(self.pitch(tile), self.unit), self.pitch(tile)
+        return round_up(self.length, self.unit) if both > self.length > pitch else both
+
+    def runs(self, tile: int, block: int | None = None) -> int:
+        """Return the number of tiles that are run along the axis; one that two blocks need counts twice."""
+        pitch = self.pitch(tile)
+        n_tiles = (self.length - 1) // pitch + (tile - 1) // pitch + 1
+        if block is None:
+            return n_tiles
+        if not self.overlap:
+            n_cuts = -(-self.length // block) - 1
+            return n_tiles + n_cuts - n_cuts // (tile // math.gcd(block, tile))
+        return sum(
+            times * ((start + n - 1) // pitch - -(-(start - tile + 1) // pitch) + 1)
+            for start, n, times in self._blocks(block, pitch)
+        )
+
+    def _blocks(self, block: int, pitch: int) -> Iterator[tuple[int, int, int]]:
+        """Yield start, length and number of blocks that meet the tiles alike."""
+        n_whole, rest = divmod(self.length, block)
+        period = pitch // math.gcd(block, pitch)
+        for first in range(min(period, n_whole)):
+            yield first * block, block, -(-(n_whole - first) // period)
+        if rest:
+            yield n_whole * block, rest, 1
+
+    def cost(self, tile: int) -> int:
+        """Return the length of all inputs together."""
+        # The blocks of a blend are not known yet; they will be much longer than a tile.
+        block = None if self.overlap or self.unit == 1 else self.block(tile)
+        return self.runs(tile, block) * (tile + self.context)
+
+    def lengths(self, middle: int) -> list[int]:
+        """Return the tiles up to four times ``middle`` that cost less than every shorter one, shortest first.
+
+        Only those with which blocks hold whole tiles, if there are some about as long as ``middle``.
+        """
+        last = min(4 * middle, self.longest_tile)
+        step = self.stride * max(1, -(-last // self.stride // _MOST_LENGTHS))
+        tiles = [*range(self.stride, last, step), last]
+        whole = [tile for tile in tiles if self.holds_whole_tiles(tile)]
+        if any(middle <= 3 * tile <= 3 * middle for tile in whole):
+            tiles = whole
+        found: list[int] = []
+        least = math.inf
+        for tile in tiles:
+            cost = self.cost(tile)
+            if cost < least:
+                found.append(tile)
+                least = cost
+        return found
+
+
+def round_up(length: int, unit: int) -> int:
+    """Return the next multiple of ``unit``."""
+    return -(-length // unit) * unit
+
+
+def axes_of(tiling: Tiling, unit: Shape | None = None) -> tuple[Axis, ...]:
+    """Describe the network's axes of what is segmented.
+
+    Parameters
+    ----------
+    tiling : Tiling
+        Of any tile: what it says of domain, context and mode counts.
+    unit : tuple of int, optional
+        Shard or chunk that is wished for, per grid axis.
+    """
+    lead, stride = tiling.n_lead, tiling.spec.total_stride
+    one = replace(tiling, tile=(1,) * lead + stride)
+    return tuple(
+        Axis(n, s, i - s, u, LONGEST_BLOCK[tiling.spec.dims], tiling.overlap if tiling.mode == "blend" else 0.0)
+        for n, s, i, u in zip(
+            tiling.domain.shape[lead:], stride, one.input_shape, (unit or (1,) * tiling.domain.ndim)[lead:], strict=True
+        )
+    )
