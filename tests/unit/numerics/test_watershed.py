@@ -137,6 +137,27 @@ def test_a_flood_takes_fewer_steps_along_a_coarse_axis() -> None:
     assert np.abs(reached).max(axis=0).tolist() == [1, 4, 4]
 
 
+def test_a_step_along_two_axes_waits_for_the_rounds_of_both() -> None:
+    levels = np.full((4, 4), 100, np.uint8)
+    seeds = np.zeros((4, 4), np.uint32)
+    seeds[0, 0] = 1
+    found = flood(levels, seeds, levels > 0, (True, True), "full", strides=(3, 2), steps=3)
+    assert flood_halo((3, 2), (True, True), 3) == (1, 1)
+    assert np.argwhere(found).max(axis=0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("seed", [621, 3865, 4394])
+def test_a_coarse_axis_has_its_say_again_where_a_neighbour_along_a_fine_one_came_to_be_later(seed: int) -> None:
+    # Fields on which a label is wrong where only those axes are asked whose turn it is.
+    rng = np.random.default_rng(seed)
+    side = int(rng.integers(6, 16))
+    levels = rng.integers(0, rng.choice([1, 4, 254]) + 1, (side, side)).astype(np.uint8)
+    seeds = np.where(rng.random(levels.shape) < 0.05, rng.integers(1, 9, levels.shape), 0).astype(np.uint32)
+    mask = (rng.random(levels.shape) < 0.8) | (seeds > 0)
+    found = flood(levels, seeds, mask, (True, True), strides=(2, 1), steps=254)
+    assert np.array_equal(found, queue(levels, seeds, mask, "face"))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
 def test_the_foreground_is_all_that_is_not_background(dtype: str) -> None:
     whole = 255 if dtype == "uint8" else 1
