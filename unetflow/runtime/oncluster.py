@@ -131,7 +131,9 @@ class OnCluster:
         if not keys or not self.workers:
             return []
         placed = {key for of_worker in self._client.processing().values() for key in of_worker}
-        stranded = [k for k in keys if k not in placed and self._in_flight[k][0].status == "pending"]
+        # "lost": it was done, and its worker died before the report was fetched.
+        waiting = [k for k in keys if self._in_flight[k][0].status in ("pending", "lost")]
+        stranded = [k for k in waiting if k not in placed]
         return [(self._forget(key), Worked([], 0.0)) for key in stranded]
 
     def _forget(self, key: Any) -> Attempt:
