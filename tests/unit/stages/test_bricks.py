@@ -81,6 +81,20 @@ def test_planned_fetches_are_those_of_a_simulated_cache_of_the_needed_size(job: 
     assert (reads.chunks(brick), reads.bytes(brick)) == (chunks, n_bytes)
 
 
+@pytest.mark.parametrize(("shape", "chunk"), [((120, 130), (5, 7)), ((120, 130), (30, 30)), ((40, 44, 48), (6, 6, 6))])
+def test_rows_of_blocks_are_found_again_in_a_cache_of_the_needed_size_and_not_in_that_of_one_block(
+    shape: Shape, chunk: Shape
+) -> None:
+    spec = UNetSpec.build(dims=len(shape), depth=1, base_channels=2)
+    domain = Box.of_shape(shape)
+    image = image_of(shape, chunk, domain, (8,) * len(shape))
+    tiling = Tiling(spec, domain, image.block)
+    reads, brick = plan_reads(image, tiling), (5,) * len(shape)
+    assert simulate(image, tiling, brick, reads.needed(brick)) == (reads.chunks(brick), reads.bytes(brick))
+    one_block = reads.voxel_bytes * math.prod(axis.widest(1) for axis in reads.axes)
+    assert simulate(image, tiling, brick, one_block)[0] > reads.chunks(brick)
+
+
 @settings(max_examples=30, deadline=None)
 @given(jobs())
 def test_one_brick_of_all_blocks_fetches_each_chunk_once(job: Any) -> None:
