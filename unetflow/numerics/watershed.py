@@ -222,6 +222,7 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
     # What changed and not all offsets have told yet; offset k has told all before told[k].
     changed, n_changed = np.empty(1024, np.int64), 0
     told = np.zeros(n_offsets, np.int64)
+    due = np.zeros(n_offsets, np.bool_)  # whether this round looks along an offset
     touched = np.empty(1024, np.int64)
     # What a round along some axes left with a later neighbour than before: all axes are to be asked.
     again, n_again = np.empty(1024, np.int64), 0
@@ -239,14 +240,19 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
             break
         n_touched, n_due = 0, 0
         for k in range(n_offsets):
-            if step % rounds[k] == 0:
-                for i in range(told[k], n_changed):
+            due[k] = step % rounds[k] == 0
+            n_due += due[k]
+        # Voxel by voxel, not offset by offset: neighbours in memory are looked at together.
+        for i in range(n_changed):
+            for k in range(n_offsets):
+                if due[k] and i >= told[k]:
                     v = changed[i] + offsets[k]
                     if levels[v] != _OUTSIDE and via[v] != _SEED and seen[v] != step:
                         seen[v] = step
                         touched, n_touched = _append(touched, n_touched, v)
+        for k in range(n_offsets):
+            if due[k]:
                 told[k] = n_changed
-                n_due += 1
         if n_due == n_offsets:
             for i in range(n_again):
                 if seen[again[i]] != step:
@@ -263,11 +269,11 @@ def _flood(levels: Bytes, ids: Ids, offsets: Integers, rounds: Integers, steps: 
         for i in range(n_touched):
             v = touched[i]
             best, best_id, best_via = np.uint16(0xFFFF), np.uint32(0), np.uint8(0)
-            if ids[v] != 0 and step % via[v] != 0:
+            if via[v] > 1 and step % via[v] != 0:
                 # What came along a coarse axis stands as it came until that axis is looked along again.
                 best, best_id, best_via = source[v], ids[v], via[v]
             for k in range(n_offsets):
-                if step % rounds[k] == 0:
+                if due[k]:
                     u = v + offsets[k]
                     if ids[u] != 0 and (key[u] < best or (key[u] == best and ids[u] < best_id)):
                         best, best_id, best_via = key[u], ids[u], np.uint8(rounds[k])
