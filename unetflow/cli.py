@@ -224,7 +224,8 @@ def segment(
             settings = with_values(settings, {"segment": {"tta": True}})
         chosen = {"model": model, "out": out, "roi": roi, "mask": mask, "axes": axes}
         if plan:
-            return segment_plan.plan(settings, volume, **chosen).summary()
+            n_workers, n_threads = common.share_of_machine()
+            return segment_plan.plan(settings, volume, **chosen).summary(n_workers=n_workers, n_threads=n_threads)
         return stage.segment(
             settings, volume, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,16 @@ class Common:
         if self.run is not None:
             settings = with_values(settings, {"run": {"dir": str(Path(self.run).absolute())}})
         return settings
+
+
+    def share_of_machine(self) -> tuple[int | None, int]:
+        """Return how many workers a plan counts with, None for one a core or GPU, and the threads of each."""
+        if self.cluster == "none":
+            return 1, len(os.sched_getaffinity(0))
+        wish = str(self.workers or "").rpartition(":")[2]
+        if not wish.isdigit():
+            return None, 1
+        return int(wish), max(1, len(os.sched_getaffinity(0)) // max(1, int(wish)))
 
 
 def _absolute(path: str) -> str | Path:

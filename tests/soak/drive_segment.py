@@ -1,6 +1,6 @@
 """Segment a volume on two workers and print the highest memory of everyone as JSON; a process of its own.
 
-python drive_segment.py FOLDER NAME OUTPUTS
+python drive_segment.py FOLDER NAME OUTPUTS TILE
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def main() -> None:
 
     folder, name, outputs = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
     out = folder / f"{name}-{len(outputs) - 1}.zarr"
-    settings = make_settings({"segment": {"outputs": outputs, "memory": "300 MB"}, "model": {"dims": 3}})
+    tile = int(sys.argv[4])
+    cut = {"tile": [tile] * 3, "chunk": [64] * 3, "shard": [2 * tile] * 3}
+    settings = make_settings({"segment": {"outputs": outputs, **cut}, "model": {"dims": 3}})
     watch = Disk(out)
     with open_client("local", workers=2) as client:
         assert client is not None

@@ -14,7 +14,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 # Dask has glibc give freed memory back at once, and so every buffer of a network is fetched from the
 # system, page by page, at every step: a third of the time. Workers keep what they will need again.
-ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    # One heap for all threads: each has gaps of its own, and what one thread freed serves another.
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def dask_settings(dashboard: bool) -> dict[str, Any]:

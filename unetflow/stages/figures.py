@@ -83,22 +83,24 @@ def plan_figures(made: Plan, *, n_threads: int = 1, cache: int = CHUNK_CACHE_BYT
     inputs = [math.prod(made.tiling_of(image).input_shape) for image in made.images]
     fetched = sum(r.bytes(b) for r, b in zip(reads, made.bricks, strict=True))
     n_bytes, n_files = plan_output(made)
+    share = len(made.blocks) / len(made.grids)
     return Figures(
-        work_factor=sum(n * v for n, v in zip(n_tiles, inputs, strict=True)) / _kept_voxels(made),
-        n_blocks=len(made.grids),
-        n_tiles=sum(n_tiles),
+        work_factor=share * sum(n * v for n, v in zip(n_tiles, inputs, strict=True)) / max(1.0, _kept_voxels(made)),
+        n_blocks=len(made.blocks),
+        n_tiles=round(share * sum(n_tiles)),
         memory=plan_memory(made, reads, n_threads, cache),
-        bytes_read=fetched,
-        chunks_distinct=sum(r.chunks(r.all) for r in reads),
-        chunks_fetched=sum(r.chunks(b) for r, b in zip(reads, made.bricks, strict=True)),
+        bytes_read=round(share * fetched),
+        chunks_distinct=round(share * sum(r.chunks(r.all) for r in reads)),
+        chunks_fetched=round(share * sum(r.chunks(b) for r, b in zip(reads, made.bricks, strict=True))),
         read_amplification=fetched / sum(r.bytes(r.all) for r in reads),
         bytes_written=n_bytes,
         n_files=n_files,
     )
 
 
-def _kept_voxels(made: Plan) -> int:
-    return sum(image.domain.size for image in made.images)
+def _kept_voxels(made: Plan) -> float:
+    """Return the voxels of the blocks that get a task, as a share of all."""
+    return len(made.blocks) / len(made.grids) * sum(image.domain.size for image in made.images)
 
 
 def count_tiles(made: Plan, image: Image) -> int:
@@ -113,10 +115,14 @@ def count_tiles(made: Plan, image: Image) -> int:
 
 
 def plan_output(made: Plan) -> tuple[int, int]:
-    """Return the bytes of the result with its pyramids, uncompressed, and the number of its files."""
+    """Return the bytes of the result with its pyramids, uncompressed, and the number of its files.
+
+    Nothing is stored outside a mask: of all voxels the share counts that the blocks inside it have.
+    """
     arrays = [array for image in made.images for array in _arrays(made, image)]
     n_groups = 8 * len(made.images)
-    return sum(n_bytes for n_bytes, _ in arrays), sum(n_files for _, n_files in arrays) + n_groups
+    share = len(made.blocks) / len(made.grids)
+    return round(share * sum(n for n, _ in arrays)), round(share * sum(n for _, n in arrays)) + n_groups
 
 
 def _arrays(made: Plan, image: Image) -> Iterator[tuple[int, int]]:
@@ -201,7 +207,7 @@ def compare(planned: Figures, tally: Tally, seconds: float) -> dict[str, dict[st
             "chunks": tally.chunks,
             "memory_worker": tally.peak,
             "seconds": round(seconds, 3),
-            "work_factor": round(tally.voxels_computed / _kept_voxels(tally.made), 3),
+            "work_factor": round(tally.voxels_computed / max(1.0, _kept_voxels(tally.made)), 3),
         },
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ import numpy.typing as npt
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.pieces import Pieces, Some
 
 if TYPE_CHECKING:
+    from unetflow.stages.predict import Image
     from unetflow.storage.volume import Volume
 
 Flags = npt.NDArray[np.bool_]
@@ -131,3 +134,16 @@ def lay_over(mask: Volume, volume: Volume) -> Mask:
             f"{tuple(round(r, 4) for r in told)} times as long in {mask.path}; resample it or mend its voxel size"
         )
     return Mask(mask, tuple(n / m for n, m in zip(volume.shape, mask.shape, strict=True)))
+
+
+def inside(pieces: Pieces, images: Sequence[Image]) -> Pieces | Some:
+    """Leave out the blocks of images that have no voxel inside a mask."""
+    if all(image.mask is None for image in images):
+        return pieces
+    found = []
+    for image, grid, first in zip(images, pieces.grids, pieces.first, strict=False):
+        assert isinstance(grid, BlockGrid)
+        offset = image.domain.start
+        flags = np.ones(len(grid), bool) if image.mask is None else image.mask.blocks_inside(grid, offset)
+        found.append(np.flatnonzero(flags) + first)
+    return Some(pieces, np.concatenate(found))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from unetflow.geometry import BlockGrid
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.layout import linked_axes
+from unetflow.stages.pieces import Pieces
+from unetflow.stages.stored import stored_only
 from unetflow.stages.watershed import Flooding, flood_volumes
 from unetflow.stages.work import private_place
 
@@ -41,10 +43,13 @@ def find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int]
             min_size=settings.min_size,
             scratch=scratch,
         )
+    jobs = tuple(_labelling(made, scratch, number, output) for number, output in enumerate(outputs))
+    pieces = Pieces(tuple(job.grid for job in jobs))
     return label_volumes(
         work,
-        tuple(_labelling(made, scratch, number, output) for number, output in enumerate(outputs)),
+        jobs,
         is_foreground,
+        only=stored_only(pieces, [job.source for job in jobs]).numbers,
         connectivity=settings.connectivity,
         min_size=settings.min_size,
         scratch=scratch,

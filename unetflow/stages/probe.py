@@ -64,13 +64,15 @@ def estimate(made: Plan, *, n_workers: int | None = None, n_threads: int = 1) ->
     n_threads : int
         Tiles that a worker runs at once on a CPU.
     """
-    n_blocks = len(made.grids)
+    n_blocks = len(made.blocks)
+    if not n_blocks:
+        return Estimate(0.0, n_workers or 1, 0)
     task = _task(made)
     places = sorted({n_blocks // 2, n_blocks // 4, 3 * n_blocks // 4})
     seconds: list[float] = []
     with _threads(n_threads):
         for number in places:
-            block = task.pieces[number]
+            block = made.blocks[number]
             start = time.monotonic()
             task.compute(block, task.load(block))
             seconds.append(time.monotonic() - start)

@@ -10,6 +10,7 @@ import numpy as np
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
 from unetflow.stages.pieces import Pieces, Some
+from unetflow.stages.stored import stored_only
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -75,15 +76,9 @@ def build_pyramids(work: Work, images: Sequence[Levels], *, is_labels: bool, nam
 
 
 def _stored_above(pieces: Pieces, task: PoolBlock) -> Some:
-    """Leave out the blocks below which nothing is stored: they are fill value, and so is what they pool to."""
-    found = []
-    for number, (finer, coarser, factors) in enumerate(zip(task.finer, task.coarser, task.factors, strict=True)):
-        block = _times(coarser.shard or coarser.chunk, factors)
-        grid = BlockGrid(finer.box, block)
-        assert len(grid) == len(pieces.grids[number])
-        [stored] = finer.stored_blocks(grid)
-        found.append(np.flatnonzero(stored) + pieces.first[number])
-    return Some(pieces, np.concatenate(found))
+    """Leave out the blocks below which nothing is stored: what they pool to is fill value too."""
+    blocks = [_times(c.shard or c.chunk, f) for c, f in zip(task.coarser, task.factors, strict=True)]
+    return stored_only(pieces, task.finer, [BlockGrid(v.box, b) for v, b in zip(task.finer, blocks, strict=True)])
 
 
 def stand_alone(path: str) -> None:

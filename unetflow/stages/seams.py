@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box
 from unetflow.stages.pieces import Pieces
@@ -52,19 +53,21 @@ class Faces:
         return (self[number] for number in range(len(self)))
 
 
-def choose_faces(grid: BlockGrid, axis: int, seed: int, most: int = MOST_FACES) -> Faces:
-    """Draw blocks that have a neighbour behind them along an axis, and two voxels on either side."""
+def choose_faces(
+    grid: BlockGrid, axis: int, seed: int, stored: npt.NDArray[np.bool_], most: int = MOST_FACES
+) -> Faces:
+    """Draw faces with two voxels on either side, between blocks that are both stored."""
     counts, length = grid.counts, grid.block_shape[axis]
     last = grid.domain.shape[axis] - (counts[axis] - 1) * length
-    n_along = counts[axis] - 1 - (last < 2)
-    if n_along < 1 or length < 2:
-        return Faces(grid, axis, ())
-    reach = tuple(n_along if a == axis else n for a, n in enumerate(counts))
-    n_faces = int(np.prod(reach))
-    rng = np.random.default_rng([seed, 2, axis])
-    picks = range(n_faces) if n_faces <= most else sorted({int(rng.integers(n_faces)) for _ in range(most)})
-    chosen = [grid.number_at([int(i) for i in np.unravel_index(pick, reach)]) for pick in picks]
-    return Faces(grid, axis, tuple(chosen))
+    there = np.moveaxis(stored.reshape(counts), axis, 0)
+    has_face = np.zeros_like(there)
+    if length >= 2:
+        has_face[:-1] = there[:-1] & there[1:]
+        has_face[counts[axis] - 2 :] &= last >= 2
+    numbers = np.flatnonzero(np.moveaxis(has_face, 0, axis))
+    if len(numbers) > most:
+        numbers = np.sort(np.random.default_rng([seed, 2, axis]).choice(numbers, most, replace=False))
+    return Faces(grid, axis, tuple(int(n) for n in numbers))
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,11 @@ def measure_seams(
     work: Work, images: tuple[Volume, ...], grids: tuple[BlockGrid, ...], linked: tuple[bool, ...], seed: int
 ) -> float | None:
     """Return the seam score of stored probabilities; None where there are no faces, or nothing jumps."""
-    found = [
-        (image, faces)
-        for image, grid in zip(images, grids, strict=True)
-        for axis, is_linked in enumerate(linked)
-        if is_linked and len(faces := choose_faces(grid, axis, seed))
-    ]
+    found = []
+    for image, grid in zip(images, grids, strict=True):
+        [stored] = image.stored_blocks(grid)
+        faces = [choose_faces(grid, axis, seed, stored) for axis, is_linked in enumerate(linked) if is_linked]
+        found += [(image, some) for some in faces if len(some)]
     if not found:
         return None
     pieces = Pieces(tuple(faces for _, faces in found))

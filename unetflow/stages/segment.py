@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from unetflow.geometry import BlockGrid, Box
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES
 from unetflow.stages.figures import Tally, compare, plan_figures
@@ -24,7 +22,6 @@ from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
 from unetflow.stages.objects import find_objects
 from unetflow.stages.outputs import Output, create_outputs
-from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.seams import measure_seams
@@ -100,7 +97,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         CHUNK_CACHE_BYTES,
     )
     tally = Tally(made)
-    work.run_pass("predict", task, _inside(made, pieces), tally.add, must_be_whole=False, brick=made.bricks)
+    work.run_pass("predict", task, made.blocks, tally.add, must_be_whole=False, brick=made.bricks)
     objects: list[int] | None = None
     seam: float | None = None
     if work.quarantined:
@@ -134,19 +131,6 @@ def _threads_of_a_worker(work: Work) -> int:
     workers = list(client.scheduler_info(n_workers=-1)["workers"])[:1]
     answers = client.run(threads_of_a_task, workers=workers, on_error="ignore") if workers else {}
     return int(next(iter(answers.values()), 1))
-
-
-def _inside(made: Plan, pieces: Pieces) -> Pieces | Some:
-    """Leave out the blocks without a voxel inside the mask: they get no task."""
-    if all(image.mask is None for image in made.images):
-        return pieces
-    found = []
-    for image, grid, first in zip(made.images, pieces.grids, pieces.first, strict=False):
-        assert isinstance(grid, BlockGrid)
-        offset = image.domain.start
-        flags = np.ones(len(grid), bool) if image.mask is None else image.mask.blocks_inside(grid, offset)
-        found.append(np.flatnonzero(flags) + first)
-    return Some(pieces, np.concatenate(found))
 
 
 def _seam_score(made: Plan, work: Work, outputs: Sequence[Output]) -> float | None:

@@ -16,8 +16,8 @@ from unetflow.memory import format_bytes
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES, choose_brick, plan_reads
 from unetflow.stages.figures import plan_figures, plan_output
 from unetflow.stages.layout import choose_output_layout, linked_axes, on_grid
-from unetflow.stages.masks import lay_over
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.masks import inside, lay_over
+from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.predict import Image
 from unetflow.stages.probe import estimate
 from unetflow.stages.tile_choice import choose_tile
@@ -57,6 +57,11 @@ class Plan:
     def grids(self) -> Pieces:
         """Blocks of all images, in output voxels; each owns whole shards."""
         return Pieces(tuple(BlockGrid(Box.of_shape(i.domain.shape), i.block) for i in self.images))
+
+    @cached_property
+    def blocks(self) -> Pieces | Some:
+        """The blocks that get a task: without those that have no voxel inside the mask."""
+        return inside(self.grids, self.images)
 
     def tiling_of(self, image: Image) -> Tiling:
         """Return where an image's tiles stand."""

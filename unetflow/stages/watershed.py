@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
 from unetflow.stages.components import Labelling, label_volumes, look_up, pack, store_table, unpack
-from unetflow.stages.pieces import Pieces
+from unetflow.stages.pieces import Pieces, Some
+from unetflow.stages.stored import stored_only
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -131,19 +132,26 @@ def flood_volumes(
     Objects are numbered 1..N by their first voxel in C order, whatever the cut.
     """
     common: dict[str, Any] = {"connectivity": connectivity, "scratch": scratch}
+    classes = [job.classes for job in jobs]
+    common["only"] = stored_only(Pieces(tuple(job.grid for job in jobs)), classes).numbers
     likely = Likely({job.probabilities: job.classes for job in jobs}, seed_threshold)
     seeds = tuple(Labelling(j.probabilities, j.fragments, j.seeds, j.grid, j.linked) for j in jobs)
     n_seeds = label_volumes(work, seeds, likely, min_size=seed_size, prefix="seed-", **common)
     pieces = Pieces(tuple(job.flood_grid for job in jobs))
-    work.run_pass("flood", FloodBlock(jobs, pieces, connectivity), pieces)
+    # Neither seeds nor floods leave the classes.
+    blocks = stored_only(pieces, classes)
+    work.run_pass("flood", FloodBlock(jobs, pieces, connectivity), blocks)
     unreached = Unreached({job.classes: job.flooded for job in jobs})
     rest = tuple(Labelling(j.classes, j.fragments, j.rest, j.grid, j.linked) for j in jobs)
     n_rest = label_volumes(work, rest, unreached, min_size=0, prefix="rest-", **common)
     found = Found(jobs, pieces, tuple(n_seeds))
-    return _number_objects(work, found, [a + b for a, b in zip(n_seeds, n_rest, strict=True)], min_size, scratch)
+    counts = [a + b for a, b in zip(n_seeds, n_rest, strict=True)]
+    return _number_objects(work, found, counts, blocks, min_size, scratch)
 
 
-def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, scratch: str | Path) -> list[int]:
+def _number_objects(
+    work: Work, found: Found, counts: list[int], blocks: Some, min_size: int, scratch: str | Path
+) -> list[int]:
     from unetflow.numerics.labelling import number_components
 
     first = [np.full(n, np.iinfo(np.int64).max) for n in counts]
@@ -155,13 +163,13 @@ def _number_objects(work: Work, found: Found, counts: list[int], min_size: int, 
         np.minimum.at(first[index], ids, unpack(report["first"], np.int64))
         np.add.at(sizes[index], ids, unpack(report["sizes"], np.int64))
 
-    work.run_pass("tabulate", TabulateBlock(found), found.pieces, add)
+    work.run_pass("tabulate", TabulateBlock(found), blocks, add)
     totals, tables = [], []
     for index, (begin, size) in enumerate(zip(first, sizes, strict=True)):
         numbers = number_components(begin, size, np.arange(len(begin)), max(1, min_size))
         tables.append(store_table(f"{scratch}/numbers-{index}", numbers))
         totals.append(int(numbers.max(initial=0)))
-    work.run_pass("number", NumberBlock(found, tuple(tables)), found.pieces)
+    work.run_pass("number", NumberBlock(found, tuple(tables)), blocks)
     return totals
 
 

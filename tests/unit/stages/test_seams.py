@@ -36,9 +36,16 @@ def test_without_faces_there_is_no_score(tmp_path: Path) -> None:
 
 
 def test_no_more_faces_are_read_than_allowed_and_all_have_both_sides() -> None:
-    grid = BlockGrid(Box.of_shape((10**6, 10**6)), (100, 100))
-    faces = choose_faces(grid, 1, seed=3)
-    assert 200 < len(faces) <= 256
+    grid = BlockGrid(Box.of_shape((10**5, 10**5)), (100, 100))
+    faces = choose_faces(grid, 1, 3, np.ones(len(grid), bool))
+    assert len(faces) == 256
     assert all(block.inner.shape == (100, 4) for block in faces)
-    thin = choose_faces(BlockGrid(Box.of_shape((10, 21)), (10, 10)), 1, seed=0)
+    thin = choose_faces(BlockGrid(Box.of_shape((10, 21)), (10, 10)), 1, 0, np.ones(3, bool))
     assert [block.inner.start[1] for block in thin] == [8], "a last block of one voxel has no face to measure"
+
+
+def test_only_faces_between_blocks_that_are_stored_are_measured() -> None:
+    stored = np.array([[0, 1, 1], [1, 0, 1]], bool)
+    grid = BlockGrid(Box.of_shape((8, 12)), (4, 4))
+    assert [b.inner.start for b in choose_faces(grid, 1, 0, stored.ravel())] == [(0, 6)]
+    assert [b.inner.start for b in choose_faces(grid, 0, 0, stored.ravel())] == [(2, 8)]
