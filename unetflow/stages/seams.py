@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from unetflow.storage.volume import Volume
 
 MOST_FACES = 256
-_LONGEST = 512
+_LONGEST = 2048
 
 
 @dataclass(frozen=True)
