@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +87,13 @@ def test_reports_add_up_whatever_their_order(trained: Path, noise: Path) -> None
         tally = Tally(made)
         for number, report in enumerate(order):
             tally.add(number, report)
-        sums.append(compare(replace(plan_figures(made), seconds=3.0), tally, 4.0))
+        sums.append(compare(plan_figures(made), tally, 4.0, n_blocks=5, n_workers=2))
     assert sums[0] == sums[1]
     assert sums[0]["real"]["bytes_read"] == 60
     assert sums[0]["real"]["memory_worker"] == 100
+    # Three rounds of two workers, a second each.
     assert (sums[0]["planned"]["seconds"], sums[0]["real"]["seconds"]) == (3.0, 4.0)
+    assert compare(plan_figures(made), Tally(made), 4.0, n_blocks=0, n_workers=2)["planned"]["seconds"] is None
 
 
 def test_the_plan_tells_time_memory_and_room_and_writes_nothing(trained: Path, noise: Path, tmp_path: Path) -> None:

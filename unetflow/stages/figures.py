@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unetflow.geometry import Shape
@@ -151,6 +151,10 @@ def _array(shape: Shape, image: Image, n_channels: int, itemsize: int) -> tuple[
 # What it did cost
 
 
+# Blocks from which a run estimates its own time, as --plan does.
+_PROBED = 3
+
+
 @dataclass
 class Tally:
     """What the blocks of the predict pass report, added up.
@@ -166,6 +170,7 @@ class Tally:
     bytes_read: int = 0
     chunks: int = 0
     peak: int = 0
+    probed: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._inputs = [math.prod(self.made.tiling_of(image).input_shape) for image in self.made.images]
@@ -178,15 +183,27 @@ class Tally:
         self.bytes_read += report.get("fetched", 0)
         self.chunks += report.get("chunks", 0)
         self.peak = max(self.peak, report.get("peak", 0))
+        if len(self.probed) < _PROBED and "seconds" in report:
+            self.probed.append(report["seconds"])
+
+    def estimate(self, n_blocks: int, n_workers: int) -> float | None:
+        """Return the seconds that so many blocks take, from the first ones; None where there were none."""
+        if not self.probed:
+            return None
+        return round(sum(self.probed) / len(self.probed) * -(-n_blocks // n_workers), 3)
 
 
-def compare(planned: Figures, tally: Tally, seconds: float) -> dict[str, dict[str, Any]]:
+def compare(
+    planned: Figures, tally: Tally, seconds: float, *, n_blocks: int, n_workers: int
+) -> dict[str, dict[str, Any]]:
     """Set what was planned beside what was measured.
 
     Parameters
     ----------
     seconds : float
         That the predict pass took.
+    n_blocks, n_workers : int
+        That it did, and that did them: the time planned is that of its first three blocks, for all.
 
     Returns
     -------
@@ -199,7 +216,7 @@ def compare(planned: Figures, tally: Tally, seconds: float) -> dict[str, dict[st
             "bytes_read": planned.bytes_read,
             "chunks": planned.chunks_fetched,
             "memory_worker": planned.memory_worker,
-            "seconds": planned.seconds,
+            "seconds": tally.estimate(n_blocks, n_workers),
             "work_factor": round(planned.work_factor, 3),
         },
         "real": {

@@ -95,6 +95,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         made.settings.segment.threshold,
         uuid.uuid4().hex,
         CHUNK_CACHE_BYTES,
+        made.batch,
     )
     tally = Tally(made)
     work.run_pass("predict", task, made.blocks, tally.add, must_be_whole=False, brick=made.bricks)
@@ -116,9 +117,16 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     if seam is not None:
         result["seam_score"] = round(seam, 4)
         work.ledger.set_value("seam_score", result["seam_score"])
-    planned = plan_figures(made, n_threads=_threads_of_a_worker(work))
-    result["cost"] = compare(planned, tally, work.passes["predict"].seconds)
+    result["cost"] = _cost(made, tally, work)
     return {**result, **work.totals()}
+
+
+def _cost(made: Plan, tally: Tally, work: Work) -> dict[str, dict[str, Any]]:
+    """Set what the predict pass was planned to take beside what it took."""
+    done = work.passes["predict"]
+    planned = plan_figures(made, n_threads=_threads_of_a_worker(work))
+    n_workers = max(1, work.conditions.n_workers)
+    return compare(planned, tally, done.seconds, n_blocks=done.blocks - done.skipped, n_workers=n_workers)
 
 
 def _threads_of_a_worker(work: Work) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
+from unetflow.forward_memory import forward_bytes
 from unetflow.geometry import BlockGrid, Box, Shape, parse_roi
 from unetflow.memory import format_bytes
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES, choose_brick, plan_reads
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MUCH_READING = 3.0
+_MOST_TILES = 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ class Plan:
     def bricks(self) -> tuple[Shape, ...]:
         """Blocks, per grid axis, that one worker does at a stretch; for each image."""
         return tuple(choose_brick(image, self.tiling_of(image)) for image in self.images)
+
+    @property
+    def batch(self) -> int:
+        """Tiles of a forward pass on a GPU: as many as `[segment] memory` holds, where tiles are small."""
+        shapes = [self.tiling_of(image).input_shape for image in self.images]
+        most = max(forward_bytes(self.spec, shape, itemsize=2) for shape in shapes)
+        return max(1, min(_MOST_TILES, self.settings.segment.memory // most))
 
     def room(self) -> dict[str, Any]:
         """Compare the result with what is free where it goes.
