@@ -31,7 +31,7 @@ def run_all(
         **SMALL,
         "data": [{"raw": "raw.zarr", "labels": "labels.zarr", **data}],
         "model": {**SMALL["model"], **model},
-        "segment": {"outputs": outputs, "memory": "100 MB"},
+        "segment": {"outputs": outputs, "memory": "400 MB"},
     }
     settings = make_settings(values, folder=str(folder))
     prepare(settings)

@@ -135,9 +135,10 @@ class _Pipeline:
     ) -> None:
         self.task, self.blocks, self.is_stopped = task, blocks, is_stopped
         self.ahead, self.slot, self.token = ahead, slot, token
-        self.reader, self.writer = Helper("read ahead"), Helper("write behind")
 
     def run(self) -> Generator[Outcome]:
+        # Not before the first block is asked for: nobody would end the threads of a run that never began.
+        self.reader, self.writer = Helper("read ahead"), Helper("write behind")
         try:
             yield from self._outcomes()
         except BaseException as error:

@@ -27,10 +27,19 @@ def threads() -> set[threading.Thread]:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
+    before = threads()
     yield
-    for thread in threads():
+    for thread in threads() - before:
         thread.join(PATIENCE)
-    assert not threads()
+    assert not threads() - before
+
+
+def test_a_run_that_never_begins_starts_no_thread() -> None:
+    before = threads()
+    outcomes = work_through(Steps(), grid(2))
+    assert threads() == before
+    outcomes.close()
+    assert threads() == before
 
 
 class Steps:
