@@ -17,7 +17,7 @@ from unetflow.architecture import UNetSpec
 from unetflow.geometry import Box
 from unetflow.nn.predict import Predictor
 from unetflow.nn.unet import UNet
-from unetflow.stages.predict import Kept, Loaded, TileRunner, _hull
+from unetflow.stages.tile_runner import Kept, Loaded, TileRunner, hull
 from unetflow.stages.tiles import Tiling
 from unetflow.storage.chunks import ChunkCache
 from unetflow.storage.volume import open_volume
@@ -76,7 +76,7 @@ def blockwise(
 ) -> np.ndarray[Any, Any]:
     """Predict a box of the domain as the predict pass does."""
     tiles = list(tiling.touching(box))
-    outer = _hull([tile.source for tile in tiles])
+    outer = hull([tile.source for tile in tiles])
     loaded = Loaded(tiles, outer, volume.read_mirrored(outer, cache=cache), None)
     runner = TileRunner(predictor, tiling, ([128.0], [100.0]), volume.fill_value, Kept(cache, {}))
     p = np.full((predictor.spec.out_channels, *box.shape), np.nan, np.float32)
@@ -145,7 +145,7 @@ def test_the_answer_for_emptiness_is_computed_once_and_is_that_of_the_network(na
     volume = open_volume(str(tmp_path / "empty.zarr"))
     tiling = Tiling(predictor.spec, volume.box, (16, 16))
     tiles = list(tiling.touching(volume.box))
-    outer = _hull([tile.source for tile in tiles])
+    outer = hull([tile.source for tile in tiles])
     cache = ChunkCache(10**6)
     runner = TileRunner(predictor, tiling, ([128.0], [100.0]), volume.fill_value, Kept(cache, {}))
     parts = dict(runner.parts(Loaded(tiles, outer, volume.read_mirrored(outer, cache=cache), None), volume.box))
