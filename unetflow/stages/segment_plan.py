@@ -106,7 +106,7 @@ class Plan:
         """
         first = self.images[0]
         time = estimate(self, n_workers=n_workers, n_threads=n_threads)
-        figures = replace(plan_figures(self, n_threads=n_threads), seconds=round(time.seconds, 1))
+        figures = replace(plan_figures(self, n_threads=n_threads), seconds=round(time.seconds, 4))
         return {
             "model": str(self.model),
             "out": self.out,
