@@ -98,6 +98,7 @@ def _task(made: Plan) -> PredictBlock:
         made.settings.segment.threshold,
         uuid.uuid4().hex,
         CHUNK_CACHE_BYTES,
+        made.batch,
     )
 
 

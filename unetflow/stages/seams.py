@@ -89,11 +89,12 @@ class SeamBlock:
 
 
 def measure_seams(
-    work: Work, images: tuple[Volume, ...], grids: tuple[BlockGrid, ...], linked: tuple[bool, ...], seed: int
+    work: Work, images: tuple[Volume, ...], blocks: Pieces, linked: tuple[bool, ...], seed: int
 ) -> float | None:
     """Return the seam score of stored probabilities; None where there are no faces, or nothing jumps."""
     found = []
-    for image, grid in zip(images, grids, strict=True):
+    for image, grid in zip(images, blocks.grids, strict=True):
+        assert isinstance(grid, BlockGrid)
         [stored] = image.stored_blocks(grid)
         faces = [choose_faces(grid, axis, seed, stored) for axis, is_linked in enumerate(linked) if is_linked]
         found += [(image, some) for some in faces if len(some)]

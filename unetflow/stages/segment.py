@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unetflow.geometry import BlockGrid, Box
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES
 from unetflow.stages.figures import Tally, compare, plan_figures
 from unetflow.stages.layout import linked_axes
@@ -144,9 +143,8 @@ def _threads_of_a_worker(work: Work) -> int:
 def _seam_score(made: Plan, work: Work, outputs: Sequence[Output]) -> float | None:
     """Measure the jumps across blocks in what was stored: probabilities, else classes."""
     stored = tuple(o.probabilities[0] if o.probabilities else o.classes[0][0] for o in outputs)
-    grids = tuple(BlockGrid(Box.of_shape(i.domain.shape), i.block) for i in made.images)
     linked = linked_axes(made.images[0].volume.grid_axes, made.spec.dims)
-    return measure_seams(work, stored, grids, linked, made.settings.run.seed)
+    return measure_seams(work, stored, made.grids, linked, made.settings.run.seed)
 
 
 def _normalise(made: Plan, work: Work) -> list[tuple[list[float], list[float]]]:

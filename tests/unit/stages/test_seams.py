@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.pieces import Pieces
 from unetflow.stages.seams import choose_faces, measure_seams
 from unetflow.stages.work import Conditions, open_work
 from unetflow.storage.volume import create_array
@@ -19,7 +20,7 @@ def score(folder: Path, field: np.ndarray[Any, Any], block: tuple[int, ...]) -> 
     volume = create_array(str(folder / "p"), axes="cyx", n_channels=1, shape=field.shape, dtype="float32", chunk=block)
     volume.write(volume.box, field[None].astype(np.float32))
     with open_work("seams", folder / "work", {}, Conditions()) as work:
-        return measure_seams(work, (volume,), (BlockGrid(volume.box, block),), (True, True), seed=0)
+        return measure_seams(work, (volume,), Pieces((BlockGrid(volume.box, block),)), (True, True), seed=0)
 
 
 @pytest.mark.parametrize(("step", "low", "high"), [(0.0, 0.9, 1.1), (0.02, 1.3, 9.0), (0.2, 9.0, 200.0)])
