@@ -9,6 +9,7 @@ where an ignored voxel is one of weight 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,9 +17,22 @@ from torch import Tensor
 from torch.nn import functional
 
 Head = Literal["softmax", "sigmoid"]
+Gather = Callable[[Tensor], Tensor]  # sums over all ranks, with the gradient of this rank's share
 
 
-def weighted_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head, dice: bool = False) -> Tensor:
+def _alone(sums: Tensor) -> Tensor:
+    return sums
+
+
+def weighted_loss(
+    logits_BKS: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    *,
+    head: Head,
+    dice: bool = False,
+    gather: Gather = _alone,
+) -> Tensor:
     """Return the weighted cross entropy per voxel that is not ignored.
 
     Parameters
@@ -32,6 +46,9 @@ def weighted_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: H
     head : {"softmax", "sigmoid"}
     dice : bool
         Add the soft Dice loss of the voxels that are not ignored.
+    gather : callable
+        Adds up, over ranks, what the loss is made of: sums over voxels. The result is then the
+        loss of the global batch on each rank, and the gradients of all ranks add up to its own.
 
     Returns
     -------
@@ -45,10 +62,10 @@ def weighted_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: H
     >>> round(loss.item(), 4)
     0.6931
     """
-    total, n_voxels = loss_terms(logits_BKS, target, weight, head=head)
-    loss = total / n_voxels.clamp(min=1)
+    total, n_voxels = gather(torch.stack(loss_terms(logits_BKS, target, weight, head=head)))
+    loss: Tensor = total / n_voxels.clamp(min=1)
     if dice:
-        loss = loss + soft_dice_loss(logits_BKS, target, weight, head=head)
+        loss = loss + soft_dice_loss(logits_BKS, target, weight, head=head, gather=gather)
     return loss
 
 
@@ -68,7 +85,9 @@ def loss_terms(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head
     return (weight * entropy).sum(), valid_voxels(weight, logits_BKS).sum()
 
 
-def soft_dice_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head) -> Tensor:
+def soft_dice_loss(
+    logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: Head, gather: Gather = _alone
+) -> Tensor:
     """Return 1 - mean soft Dice of the foreground classes over the voxels not ignored.
 
     References
@@ -87,9 +106,9 @@ def soft_dice_loss(logits_BKS: Tensor, target: Tensor, weight: Tensor, *, head: 
         truth = _with_channels(target, logits_BKS).to(chance.dtype)
     chance, truth = chance * valid_BKS, truth * valid_BKS
     axes = [0, *range(2, chance.ndim)]
-    overlap = (chance * truth).sum(axes)
-    both = chance.sum(axes) + truth.sum(axes)
-    return 1 - ((2 * overlap + 1) / (both + 1)).mean()
+    overlap, both = gather(torch.stack([(chance * truth).sum(axes), chance.sum(axes) + truth.sum(axes)]))
+    dice: Tensor = ((2 * overlap + 1) / (both + 1)).mean()
+    return 1 - dice
 
 
 def valid_voxels(weight: Tensor, logits_BKS: Tensor) -> Tensor:
