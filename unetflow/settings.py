@@ -109,6 +109,7 @@ class Model(Record):
     skip: Literal["concat", "sum"] = Field("concat", description="join skips by concatenation, or sum as an FCN")
     norm: Literal["none", "batch", "layer"] = Field("none", description="normalisation after each convolution")
     dropout: float = Field(0.5, ge=0, lt=1, description="at the end of the contracting path")
+    deep_supervision: bool = Field(False, description="while training, ask the network at its coarser levels too")
     head: Literal["softmax", "sigmoid"] = Field("softmax", description="multilabel needs sigmoid")
     pool: tuple[Lengths, ...] | None = Field(None, description="window per level and axis; absent: 2 everywhere")
     kernel: int | Lengths | tuple[Lengths, ...] | None = Field(None, description="odd lengths; absent: 3 everywhere")

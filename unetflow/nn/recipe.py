@@ -27,6 +27,8 @@ class Recipe:
     schedule : {"constant", "cosine", "poly"}
         Poly is ``(1 - step / steps) ** 0.9``.
     loss : {"cross_entropy", "cross_entropy+dice"}
+    deep_supervision : bool
+        Ask the network at its coarser levels too (`unetflow.nn.supervision`).
     precision : {"auto", "float32", "bf16"}
     clip : float, optional
         Largest norm of the gradient.
@@ -49,6 +51,7 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: ScheduleName = "constant"
     loss: str = "cross_entropy"
+    deep_supervision: bool = False
     precision: str = "auto"
     clip: float | None = None
     ema: float = 0.0

@@ -24,6 +24,7 @@ from unetflow.nn.optim import (
     update_average,
 )
 from unetflow.nn.recipe import Recipe
+from unetflow.nn.supervision import inference_state, shares, training_network
 from unetflow.nn.unet import UNet, training_format
 
 MAX_SKIPPED = 10  # steps in a row with a loss that is no number, before training fails
@@ -56,7 +57,7 @@ class Session:
         self.recipe, self.device = recipe, device
         self._precision = pick_precision(recipe.precision, self.device)
         torch.manual_seed(recipe.seed)
-        self.model = UNet(spec)
+        self.model = training_network(spec, deep_supervision=recipe.deep_supervision)
         if initial_state is not None:
             _load(self.model, initial_state, "the model to fine-tune")
         self._layout = training_format(spec.dims, self.device)
@@ -114,14 +115,12 @@ class Session:
 
     def _loss(self, batch: Batch) -> Tensor:
         with arithmetic(self._precision, self.device):
-            logits = self.model(self.put(batch.image))
-        return weighted_loss(
-            logits,
-            self.put(batch.target),
-            self.put(batch.weight),
-            head=self.model.spec.head,
-            dice=self.recipe.loss == "cross_entropy+dice",
-        )
+            outputs = self.model(self.put(batch.image))
+        target, weight = self.put(batch.target), self.put(batch.weight)
+        head, dice = self.model.spec.head, self.recipe.loss == "cross_entropy+dice"
+        terms = [share * weighted_loss(logits, target, weight, head=head, dice=dice)
+                 for share, logits in shares(outputs)]  # fmt: skip
+        return torch.stack(terms).sum()
 
     def _clip(self) -> float:
         """Shorten the gradient to the longest that is allowed; return its norm before."""
@@ -164,7 +163,7 @@ class Session:
 
     def best_state(self) -> dict[str, Tensor]:
         """Return the best weights, on the CPU; the last where nothing was validated."""
-        return self._best or _copy(self.judged)
+        return inference_state(self._best or _copy(self.judged))
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint."""

@@ -12,7 +12,7 @@ References
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,17 +65,19 @@ class UNet(nn.Module):
         self.join = nn.ModuleList(_convolutions(spec, level, width * spec.channels(level)) for level in levels)
         self.extra = _extra(spec)
         last = spec.extra_conv or spec.channels(0)
-        self.head = _CONV[spec.dims](last, spec.out_channels, 1)
-        self.apply(_initialise)
+        self.head = make_head(spec, last)
+        self.apply(initialise)
         self.to(memory_format=memory_format(spec.dims))  # type: ignore[call-overload]
 
-    def forward(self, image_BCS: Tensor) -> Tensor:
+    def forward(self, image_BCS: Tensor, each_level: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """Return the logits.
 
         Parameters
         ----------
         image_BCS : Tensor
             Normalised image (B, C, *S).
+        each_level : callable, optional
+            ``each_level(level, features (B, C, *S_level))`` is told of each level on the way up.
 
         Returns
         -------
@@ -106,12 +108,14 @@ class UNet(nn.Module):
             features = self._fuse(features, skips.pop())
             for layer in self.join[level]:  # type: ignore[attr-defined]
                 features = layer(features)
+            if each_level is not None:
+                each_level(level, features)
         features = self.extra(features)
         logits: Tensor = self.head(features)
         return logits
 
     def _fuse(self, features: Tensor, skip: Tensor) -> Tensor:
-        skip = _crop(skip, features.shape[2:])
+        skip = crop(skip, features.shape[2:])
         if self.spec.skip == "concat":
             return torch.cat([features, skip], 1)
         # The gradient of the ReLU before it needs the features unchanged.
@@ -211,14 +215,20 @@ def _extra(spec: UNetSpec) -> nn.Module:
     return nn.Sequential(convolution, nn.ReLU(inplace=True))
 
 
-def _crop(skip: Tensor, shape: Sequence[int]) -> Tensor:
+def make_head(spec: UNetSpec, c_in: int) -> nn.Module:
+    """Return the 1x1 convolution from features to logits."""
+    head: nn.Module = _CONV[spec.dims](c_in, spec.out_channels, 1)
+    return head
+
+
+def crop(features_BCS: Tensor, shape: Sequence[int]) -> Tensor:
     """Cut the centre of ``shape`` out of the spatial axes."""
     for axis, length in enumerate(shape, start=2):
-        skip = skip.narrow(axis, (skip.shape[axis] - length) // 2, length)
-    return skip
+        features_BCS = features_BCS.narrow(axis, (features_BCS.shape[axis] - length) // 2, length)
+    return features_BCS
 
 
-def _initialise(layer: nn.Module) -> None:
+def initialise(layer: nn.Module) -> None:
     """Draw weights with deviation sqrt(2 / N), N the connections that enter an output unit [1]_.
 
     The windows of a transposed convolution do not overlap (stride = kernel): one voxel of

@@ -238,6 +238,7 @@ def _recipe(made: Plan) -> Recipe:
         steps=made.steps,
         learning_rate=train.learning_rate or DEFAULT_LEARNING_RATE,
         ema=train.ema or 0.0,
+        deep_supervision=made.settings.model.deep_supervision,
         seed=made.settings.run.seed,
         augmentation=Augmentation(
             train.flips, train.turns and _is_square_plane(made), train.brightness, train.contrast, train.noise,
