@@ -25,3 +25,7 @@ class BlockError(StageError):
 
 class Interrupted(RuntimeError):
     """Report a stop after which the same command goes on (exit 75)."""
+
+
+class RankLost(RuntimeError):
+    """Report that another rank of a training is gone; the training is begun again from its checkpoint."""
