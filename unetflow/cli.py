@@ -196,6 +196,10 @@ def segment(
     mask: Annotated[str | None, typer.Option("--mask", help="Zarr; where it is 0 nothing is computed.")] = None,
     axes: AxesOption = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over flips and turns.")] = False,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", help="k/n: only this part of the blocks, for job arrays.", rich_help_panel=_PLACE),
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -227,11 +231,12 @@ def segment(
             n_workers, n_threads = common.share_of_machine()
             return segment_plan.plan(settings, volume, **chosen).summary(n_workers=n_workers, n_threads=n_threads)
         return stage.segment(
-            settings, volume, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
+            settings, volume, part=part, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
         )
 
     result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
-    show(result, common, None if plan else "next: unetflow evaluate OUT TRUTH")
+    advice = "next: unetflow evaluate OUT TRUTH" if part is None else "when all parts are done: the same without --part"
+    show(result, common, None if plan else advice)
 
 
 @app.command()

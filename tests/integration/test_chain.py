@@ -201,3 +201,21 @@ def test_elastic_patches_keep_to_their_volume_and_weigh_every_class(trained: Pat
     counts, weights = facts["class_counts"], facts["class_weights"]
     n = sum(counts.values())
     assert weights == pytest.approx([n / (2 * counts["0"]), n / (2 * counts["1"])])
+
+
+def test_parts_joined_by_the_same_command_give_the_bytes_of_one_run(trained: Path) -> None:
+    settings = project.settings_in(trained)
+    raw, out, whole = str(trained / "raw.zarr"), trained / "parts.zarr", trained / "one-piece.zarr"
+    segment(settings, raw, out=str(whole))
+    done = [segment(settings, raw, out=str(out), part=f"{k}/4") for k in (3, 1, 4)]
+    assert not (out / "labels" / "instances" / "0" / "c").exists()
+    joined = segment(settings, raw, out=str(out))
+    n_predicted = sum(r["blocks"] - 1 for r in done)  # each part measures the volume for itself: a block
+    assert n_predicted == 2  # of 3 blocks; the first of four parts has none
+    assert joined["blocks_skipped"] == n_predicted + 1
+    assert project.tree(out) == project.tree(whole)
+    assert not (out / ".unetflow" / "parts").exists()
+    again = segment(settings, raw, out=str(out), part="2/4")
+    assert again["blocks_skipped"] == again["blocks"]
+    with pytest.raises(InputError, match="--overwrite starts a whole output anew"):
+        segment(settings, raw, out=str(out), part="2/4", overwrite=True)

@@ -30,12 +30,14 @@ def create_outputs(made: Plan, work: Work, provenance: dict[str, Any]) -> tuple[
     """Create the empty stores, or open those of an earlier start."""
     from unetflow.storage import ngff
 
-    is_new = work.ledger.value("created") is None
-    if is_new and made.is_collection:
-        ngff.create_group(made.out, {"unetflow": provenance}, overwrite=True)
-    outputs = tuple(_create(made, image, provenance, is_new=is_new) for image in made.images)
-    work.ledger.set_value("created", True)
-    work.ledger.flush()
+    is_begun = work.before is not None and work.before.value("created") is not None
+    with work.first_start() as ledger:
+        is_new = not is_begun and ledger.value("created") is None
+        if is_new and made.is_collection:
+            ngff.create_group(made.out, {"unetflow": provenance}, overwrite=True)
+        outputs = tuple(_create(made, image, provenance, is_new=is_new) for image in made.images)
+        ledger.set_value("created", True)
+        ledger.flush()
     return outputs
 
 

@@ -15,12 +15,14 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from unetflow.errors import InputError
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES
 from unetflow.stages.figures import Tally, compare, plan_figures
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.measure import measure_volumes, normalisation_of
 from unetflow.stages.objects import find_objects
 from unetflow.stages.outputs import Output, create_outputs
+from unetflow.stages.parts import Part
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.seams import measure_seams
@@ -43,6 +45,7 @@ def segment(
     roi: str | None = None,
     mask: str | None = None,
     axes: str | None = None,
+    part: str | None = None,
     conditions: Conditions | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -61,6 +64,9 @@ def segment(
         A model file or a run folder; default: the run's own.
     out : str, optional
         Folder of the result; default ``NAME.unetflow.zarr``.
+    part : str, optional
+        ``k/n``: predict only the k-th of n parts of the blocks. What joins them is done by the
+        same call without it.
 
     Returns
     -------
@@ -71,31 +77,43 @@ def segment(
     made = plan(settings, volume, model=model, out=out, roi=roi, mask=mask, axes=axes)
     refuse_foreign(made.out, "segment", overwrite=overwrite)
     prints = fingerprint(made, tta=settings.segment.tta)
+    chosen = None if part is None else Part.parse(part)
+    if chosen is not None and overwrite:
+        raise InputError(f"--overwrite starts a whole output anew, got it with --part {part}; remove {made.out} first")
     with open_work(
-        "segment", made.out, prints, conditions, overwrite=overwrite, retry_failed=retry_failed
+        "segment", made.out, prints, conditions, overwrite=overwrite, retry_failed=retry_failed, part=chosen
     ) as work:
-        return _segment(made, work, prints)
+        if chosen is None:
+            return _segment(made, work, prints)
+        _, task = _begin(made, work, prints)
+        work.run_pass("predict", task, chosen.of(made.blocks), must_be_whole=False, brick=made.bricks)
+        return {"out": made.out, "part": part, **work.totals()}
 
 
-def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
-    from unetflow.storage.folders import remove
-
+def _begin(made: Plan, work: Work, prints: dict[str, Any]) -> tuple[tuple[Output, ...], PredictBlock]:
+    """Measure, and create the stores; returns them with the task that fills them."""
     normalisation = _normalise(made, work)
     outputs = create_outputs(made, work, _provenance(made, prints))
-    pieces = made.grids
     task = PredictBlock(
         str(made.model),
         prints["model"],
         made.images,
         tuple(made.tiling_of(image) for image in made.images),
         outputs,
-        pieces,
+        made.grids,
         tuple(normalisation),
         made.settings.segment.threshold,
         uuid.uuid4().hex,
         CHUNK_CACHE_BYTES,
         made.batch,
     )
+    return outputs, task
+
+
+def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
+    from unetflow.storage.folders import remove
+
+    outputs, task = _begin(made, work, prints)
     tally = Tally(made)
     work.run_pass("predict", task, made.blocks, tally.add, must_be_whole=False, brick=made.bricks)
     objects: list[int] | None = None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,13 @@ from unetflow.geometry import Block, Shape
 
 if TYPE_CHECKING:
     from unetflow.runtime.pace import RunLength
+    from unetflow.stages.parts import Part
 
 log = logging.getLogger(__name__)
 
 Report = dict[str, Any]
+
+_IS_CLEAN = "is_clean"  # in the ledger: the last run ended, and nothing of it can lie half-written
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,17 @@ class Work:
 
     `run_pass` runs what the ledger does not hold yet, and hands every report, old or new,
     to ``on_report``, so that sums over blocks come out whole after a restart.
+
+    ``before`` is the ledger of an earlier whole run, where this one does a part; ``start`` holds the
+    ledger that says whether the output was created.
     """
 
     stage: str
     ledger: Any
     conditions: Conditions
     retry_failed: bool = False
+    before: Any = None
+    start: Callable[[], contextlib.AbstractContextManager[Any]] | None = None
     blocks: int = 0
     skipped: int = 0
     retries: int = 0
@@ -118,6 +127,12 @@ class Work:
         if on_report is not None:
             for number, report in self.ledger.reports(name):
                 on_report(number, report)
+        if self.before is not None:
+            if on_report is not None:
+                for number, report in self.before.reports(name):
+                    if number not in done:
+                        on_report(number, report)
+            done |= self.before.done(name)
 
         def record(number: int, report: Report) -> None:
             self.ledger.record(name, number, report)
@@ -152,6 +167,10 @@ class Work:
                 f"{failed[number].get('error')}. Mend the cause and give the same command with --retry-failed"
             )
 
+    def first_start(self) -> contextlib.AbstractContextManager[Any]:
+        """Hold the ledger that says whether the output was created: this one, or that of all parts."""
+        return contextlib.nullcontext(self.ledger) if self.start is None else self.start()
+
     def totals(self) -> Report:
         """Return what ``--json`` prints of the blocks."""
         return {
@@ -172,8 +191,9 @@ def open_work(
     *,
     overwrite: bool = False,
     retry_failed: bool = False,
+    part: Part | None = None,
 ) -> Iterator[Work]:
-    """Hold the lock and the ledger of ``folder`` while a stage works there.
+    """Hold the lock and the ledger of ``folder``, or those of one part, while a stage works there.
 
     Parameters
     ----------
@@ -181,19 +201,28 @@ def open_work(
         The result's own folder; the record lies in its ``.unetflow``.
     fingerprint : dict
         What the bytes depend on.
+    part : Part, optional
+        Do only a part of the blocks; the ledger of an earlier whole run counts too.
     """
+    from unetflow.stages.parts import first_start, open_part, take_over
     from unetflow.storage import folders
     from unetflow.storage.ledger import has_ledger, open_ledger
     from unetflow.storage.lock import acquire_lock
 
     place = private_place(folder)
     own = private_place(folder, stage)
+    if part is not None:
+        with open_part(part, place, own, fingerprint) as (ledger, before):
+            start = partial(first_start, place, fingerprint)
+            yield Work(stage, ledger, conditions, retry_failed, before, start)
+        return
     is_new = False
     try:
         with acquire_lock(place):
             is_new = not has_ledger(own)
             try:
                 with open_ledger(own, fingerprint, overwrite=overwrite) as ledger:
+                    take_over(ledger, place, fingerprint, overwrite=overwrite)
                     yield Work(stage, ledger, conditions, retry_failed)
             except InputError:
                 # Only who holds the lock may take a record away: it may be another's otherwise.
@@ -204,6 +233,20 @@ def open_work(
         if is_new and "://" not in place:
             _leave_nothing(Path(place))
         raise
+
+
+def _sweep_if_unclean(folder: str | Path, ledger: Any) -> None:
+    """Remove the halves of files that a killed run left, and note that there may be new ones from now on."""
+    from unetflow.storage import store
+    from unetflow.storage.atomic import sweep
+
+    place = store.normalise(folder)
+    if not ledger.value(_IS_CLEAN) and not store.is_url(place):
+        n_removed = sweep(place)
+        if n_removed:
+            log.info("%s: removed %d unfinished files of an earlier run", place, n_removed)
+    ledger.set_value(_IS_CLEAN, False)
+    ledger.flush()
 
 
 def private_place(folder: str | Path, *names: str) -> str:
@@ -233,12 +276,14 @@ def refuse_foreign(target: str | Path, stage: str, *, overwrite: bool) -> None:
         If ``target`` exists, was not made by ``stage``, and ``overwrite`` is false; or if the
         store behind a URL cannot be listed.
     """
+    from unetflow.stages.parts import was_begun
     from unetflow.storage import folders, store
     from unetflow.storage.ledger import has_ledger
 
     path = store.normalise(target)
     try:
         is_foreign = not overwrite and bool(folders.content_of(path)) and not has_ledger(private_place(path, stage))
+        is_foreign = is_foreign and not was_begun(private_place(path))
     except (OSError, NotImplementedError) as cause:
         raise InputError(
             f"an output needs a store that can be listed and written, got '{path}' ({cause}); check address, "

@@ -35,7 +35,7 @@ from unetflow.storage.journal import FILE_NAME, FileJournal, Journal
 from unetflow.storage.numbers import NumberSet
 from unetflow.storage.remote_journal import ObjectJournal
 
-__all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger"]
+__all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger", "peek_ledger"]
 
 COMMIT_SECONDS = 1.0
 
@@ -115,6 +115,17 @@ class Ledger:
         """Record a named fact (JSON)."""
         self._append({"name": name, "value": value})
 
+    def absorb(self, other: Ledger) -> None:
+        """Record what another ledger of the same run holds."""
+        for pass_name in list(other._done):
+            for number, report in other.reports(pass_name):
+                self.record(pass_name, number, report)
+        for pass_name, failed in other._failed.items():
+            for number, error in failed.items():
+                self.quarantine(pass_name, number, error)
+        for name, value in other._values.items():
+            self.set_value(name, value)
+
     def flush(self) -> None:
         """Bring all records to the store; those that it did not take are kept for the next time."""
         with self._lock:
@@ -174,10 +185,10 @@ class Ledger:
         elif "finished" in record:
             self._finished.add(record["pass"])
 
-    def _load(self) -> Json | None:
+    def _load(self, *, mend: bool = True) -> Json | None:
         """Take all records that are there and return the first; None where there is none.
 
-        A torn end is cut off, so that the next record starts a line of its own.
+        With ``mend`` a torn end is cut off, so that the next record starts a line of its own.
         """
         first: Json | None = None
         n_lines = n_damaged = n_torn = 0
@@ -190,7 +201,7 @@ class Ledger:
             elif record is not None:
                 self._take(record)
             n_lines += 1
-        if n_torn:
+        if n_torn and mend:
             self._journal.cut(n_torn)
         if n_damaged:
             log.warning(
@@ -229,6 +240,22 @@ def open_ledger(folder: str | os.PathLike[str], fingerprint: Json, *, overwrite:
             f"a ledger must start with its fingerprint, got '{journal.name}' that is damaged; --overwrite starts anew"
         )
     require_same(found, wanted, os.fspath(folder))
+    return ledger
+
+
+def peek_ledger(folder: str | os.PathLike[str], fingerprint: Json) -> Ledger | None:
+    """Read the ledger of a folder or URL without holding its lock; None where there is none.
+
+    Raises
+    ------
+    InputError
+        If the ledger is of another fingerprint.
+    """
+    ledger = Ledger(journal_of(folder))
+    first = ledger._load(mend=False)
+    if first is None:
+        return None
+    require_same(first.get("fingerprint") or {}, json.loads(json.dumps(fingerprint)), os.fspath(folder))
     return ledger
 
 

@@ -35,6 +35,10 @@ class LockRecord(Protocol):
         """Write the record, after the removal of one that is stale, or raise LockedError."""
         ...
 
+    def refuse_living(self) -> None:
+        """Raise LockedError where a living process holds the lock; take nothing."""
+        ...
+
     def is_ours(self) -> bool:
         """Say whether the record is still what `take` wrote."""
         ...
@@ -92,8 +96,7 @@ def acquire_lock(folder: str | os.PathLike[str]) -> Iterator[Lock]:
         If a living process holds it; the message names host, process and age of its last touch.
     """
     place = stores.normalise(folder)
-    holder = Holder.this_process()
-    record: LockRecord = LockObject(place, holder) if stores.is_url(place) else LockFile(Path(place), holder)
+    record = _record(place)
     try:
         record.take()
     except OSError as cause:
@@ -107,6 +110,22 @@ def acquire_lock(folder: str | os.PathLike[str]) -> Iterator[Lock]:
         lock.release()
 
 
+def refuse_held(folder: str | os.PathLike[str]) -> None:
+    """Refuse where a living process holds the lock of a folder or URL; nothing is taken or made.
+
+    Raises
+    ------
+    LockedError
+        As `acquire_lock` would.
+    """
+    _record(stores.normalise(folder)).refuse_living()
+
+
+def _record(place: str) -> LockRecord:
+    holder = Holder.this_process()
+    return LockObject(place, holder) if stores.is_url(place) else LockFile(Path(place), holder)
+
+
 class LockFile:
     """A lock recorded in a local or shared folder."""
 
@@ -118,12 +137,21 @@ class LockFile:
         self._folder.mkdir(parents=True, exist_ok=True)
         with _guard(self._folder) as now:
             with contextlib.suppress(FileNotFoundError):
-                age = now - self._path.stat().st_mtime
-                found = _read(self._path)
-                if not is_stale(found, age):
-                    raise held(str(self._folder), found, age)
+                self._refuse_living(now)
                 self._path.unlink()
             self._make()
+
+    def refuse_living(self) -> None:
+        """Refuse where the file names a living holder."""
+        if self._path.exists():
+            with _guard(self._folder) as now, contextlib.suppress(FileNotFoundError):
+                self._refuse_living(now)
+
+    def _refuse_living(self, now: float) -> None:
+        age = now - self._path.stat().st_mtime
+        found = _read(self._path)
+        if not is_stale(found, age):
+            raise held(str(self._folder), found, age)
 
     def is_ours(self) -> bool:
         """Say whether the file names this process."""

@@ -42,6 +42,10 @@ class LockObject:
             self._refuse_living(found, self._modified(GUARD_NAME))
             self._objects.put(NAME, self._content)
 
+    def refuse_living(self) -> None:
+        """Refuse where the object names a living holder."""
+        self._refuse_living(self._objects.get(NAME), time.time())
+
     def is_ours(self) -> bool:
         """Say whether the object is what this attempt wrote."""
         return self._objects.get(NAME) == self._content
