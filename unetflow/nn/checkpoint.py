@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
+from unetflow.failpoints import fail_point
 from unetflow.nn.tensorfile import DamagedFileError, read_tensors, write_tensors
 from unetflow.nn.unet import UNet, memory_format
 
@@ -108,12 +110,13 @@ def save_checkpoint(folder: str | Path, step: int, groups: Groups, state: Mappin
     Later ones go too: training went on from before them because they were damaged.
     """
     folder = Path(folder)
-    path = folder / f"step-{step:08d}.safetensors"
+    path = _path(folder, step)
     flat = {f"{group}/{name}": tensor for group, some in groups.items() for name, tensor in some.items()}
     write_tensors(path, flat, {"step": step, "state": dict(state)})
     steps = _checkpoints(folder)
     kept = [n for n in sorted(steps) if n <= step][-N_KEPT:]
     for n in steps.keys() - set(kept):
+        fail_point("before-checkpoint-removal")
         steps[n].unlink(missing_ok=True)
     return path
 
@@ -138,6 +141,39 @@ def load_latest(folder: str | Path) -> Checkpoint | None:
             "delete them, or start anew with --overwrite"
         )
     return None
+
+
+def load_step(folder: str | Path, step: int, *, patience: float = 60.0) -> Checkpoint:
+    """Return the checkpoint of a step, which another process has found to be whole.
+
+    A network file system may show it to this host only some seconds later.
+
+    Raises
+    ------
+    InputError
+        If it is not there, whole, within ``patience`` seconds.
+    """
+    path, until = _path(folder, step), time.monotonic() + patience
+    while True:
+        try:
+            return _load(path)
+        except (FileNotFoundError, DamagedFileError) as cause:
+            if time.monotonic() > until:
+                raise InputError(
+                    f"all workers must see the same run folder, but '{path}' is not whole on this one ({cause}); "
+                    "put the run on a file system that they share"
+                ) from None
+        time.sleep(0.2)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what a process that was killed while it wrote has left; nobody may be writing now."""
+    for path in Path(folder).glob(".step-*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _path(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"step-{step:08d}.safetensors"
 
 
 def _load(path: Path) -> Checkpoint:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from unetflow.failpoints import fail_point
+
 COLUMNS = (
     "step", "epoch", "learning_rate", "loss", "gradient_norm",
     "validation_loss", "pixel_error", "dice", "iou", "seconds",
@@ -33,10 +35,12 @@ class History:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
+        fail_point("before-metrics")
         os.replace(temporary, self._path)
 
     def append(self, row: Mapping[str, float | int | None]) -> None:
         """Add a row; a column that is None or absent stays empty."""
+        fail_point("before-row")
         with self._path.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from unetflow.failpoints import fail_point
 
 _ENTRY = "unetflow"
 
@@ -43,11 +46,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: Mappi
               for name, tensor in tensors.items()}  # fmt: skip
     plain = json.loads(json.dumps(record))
     entry = json.dumps({**plain, "sha256": _checksum(stored, plain)}, sort_keys=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # ranks may save at once
     try:
+        fail_point("before-tensors")
         safetensors.torch.save_file(stored, temporary, {_ENTRY: entry})
+        fail_point("half-tensors")
         _sync(temporary)
+        fail_point("before-tensors-rename")
         os.replace(temporary, path)
+        fail_point("after-tensors-rename")
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

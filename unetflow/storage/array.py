@@ -22,6 +22,7 @@ from zarr.core.metadata import ArrayV2Metadata, ArrayV3Metadata
 from zarr.storage import StorePath
 
 from unetflow.errors import InputError
+from unetflow.failpoints import fail_point
 from unetflow.geometry import BlockGrid, Box
 from unetflow.storage import folders
 from unetflow.storage import store as stores
@@ -153,7 +154,9 @@ def read_region(path: str, box: Box, out: AnyArray, version: str = "") -> None:
 
 def write_region(path: str, box: Box, data: AnyArray, version: str = "") -> None:
     """Encode and store a box that is made of whole shards (or chunks), and replace what was there."""
+    fail_point("before-write")
     open_array(path, version=version, writable=True).set_basic_selection(box.slices, data)
+    fail_point("after-write")
 
 
 def grid_of(array: zarr.Array[Any]) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from unetflow.errors import InputError
+from unetflow.failpoints import fail_point
 from unetflow.storage import store as stores
 from unetflow.storage.objects import Objects
 
@@ -35,6 +36,7 @@ def clear(path: str, *, overwrite: bool) -> None:
     # Metadata go last: what an interruption leaves is still Zarr, and may be removed.
     for name in sorted(content, key=lambda name: name in stores.DOCUMENTS):
         remove(stores.join(path, name))
+        fail_point("half-clear")
 
 
 def content_of(path: str) -> list[str]:

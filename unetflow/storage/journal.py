@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from unetflow.failpoints import fail_point
+
 FILE_NAME = "ledger"
 
 
@@ -73,7 +75,9 @@ class FileJournal:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        fail_point("before-ledger")
         os.replace(temporary, self._path)
+        fail_point("after-ledger")
 
     def cut(self, n_bytes: int) -> None:
         """Shorten the file."""
@@ -84,13 +88,17 @@ class FileJournal:
         if self._file < 0:
             self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         end = os.fstat(self._file).st_size
+        fail_point("before-record")
         try:
-            if os.write(self._file, lines) != len(lines):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+            for part in (lines[: len(lines) // 2], lines[len(lines) // 2 :]):
+                if os.write(self._file, part) != len(part):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
+                fail_point("half-record")
             os.fsync(self._file)
         except OSError:
             os.ftruncate(self._file, end)  # half a line would spoil the next one
             raise
+        fail_point("after-record")
 
     def close(self) -> None:
         """Close the file."""

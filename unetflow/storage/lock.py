@@ -1,6 +1,7 @@
 """The lock of a folder: one run at a time writes there.
 
-The lock is a file that names its holder, made with O_EXCL, and touched every ten seconds. It
+The lock is a file that names its holder, made by a hard link (which fails where it exists; O_EXCL where
+a file system has no links), and touched every ten seconds. It
 is taken over at once where its holder is dead (the same host can tell), and after a minute
 without a touch where the holder is on another host. Take-overs are serialised by flock on a
 second file, which the operating system drops when a process dies; where a file system knows no
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from unetflow.errors import InputError
+from unetflow.failpoints import fail_point
 from unetflow.storage import store as stores
 from unetflow.storage.holder import Holder, LockedError, held, is_stale
 from unetflow.storage.remote_lock import LockObject
@@ -139,6 +141,7 @@ class LockFile:
             with contextlib.suppress(FileNotFoundError):
                 self._refuse_living(now)
                 self._path.unlink()
+            fail_point("before-lock")
             self._make()
 
     def refuse_living(self) -> None:
@@ -163,17 +166,33 @@ class LockFile:
 
     def remove(self) -> None:
         """Remove the file."""
+        fail_point("before-unlock")
         self._path.unlink(missing_ok=True)
 
     def _make(self) -> None:
+        """Make the file with its content in one step, so that whoever finds it can tell whose it is."""
+        temporary = self._folder / f".{FILE_NAME}.{os.getpid()}.tmp"
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            _write(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), self._holder)
+            fail_point("half-lock")
+            try:
+                os.link(temporary, self._path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                _write(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), self._holder)
         except FileExistsError:
             raise held(str(self._folder), _read(self._path), 0.0) from None
-        with open(descriptor, "w") as file:
-            file.write(self._holder.to_json())
-            file.flush()
-            os.fsync(file.fileno())
+        finally:
+            temporary.unlink(missing_ok=True)
+        fail_point("after-lock")
+
+
+def _write(descriptor: int, holder: Holder) -> None:
+    with open(descriptor, "w") as file:
+        file.write(holder.to_json())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(path: Path) -> Holder | None:

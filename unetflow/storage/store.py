@@ -1,11 +1,12 @@
 """Find a Zarr node by path or URL, and read and write its metadata documents.
 
-Local paths use zarr's `LocalStore`, which writes each key to a temporary file and renames it,
-so that no reader ever meets half a chunk. URLs go through fsspec.
+Local files are put in place whole (`atomic`), so that no reader ever meets half a chunk. URLs go
+through fsspec.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import json
@@ -22,6 +23,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from unetflow.errors import InputError
+from unetflow.storage.atomic import write_whole
 
 DOCUMENTS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
@@ -96,6 +98,12 @@ class CheckedLocalStore(LocalStore):
         value = await super().get(key, prototype, byte_range)
         _look_at(value, self.check if byte_range is None else None)
         return value
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Put a file in place whole, and wait for the disk."""
+        self._check_writable()
+        content = memoryview(value.as_buffer_like()).cast("B")
+        await asyncio.to_thread(write_whole, self.root / key, content)
 
 
 class CheckedRemoteStore(FsspecStore):
