@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unetflow.terminal import Common, run_stage, show
+from unetflow.terminal import Common, check_place, refuse_problems, run_stage, show
 
 app = typer.Typer(
     name="unetflow",
@@ -16,6 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+cluster_app = typer.Typer(help="Look at places to run.", no_args_is_help=True)
+app.add_typer(cluster_app, name="cluster")
 
 _PLACE = "Where"
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Project file [default: ./unetflow.toml].")]
@@ -157,7 +160,10 @@ def train(
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
-    initial: Annotated[str | None, typer.Option("--from", help="Model whose weights are the start.")] = None,
+    initial: Annotated[
+        str | None, typer.Option("--from", help="Model file or run folder whose weights are the start.")
+    ] = None,
+    new_head: Annotated[bool, typer.Option("--new-head", help="With --from: draw the last layer anew.")] = False,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
     deadline: DeadlineOption = None,
@@ -176,11 +182,12 @@ def train(
 
         settings = common.settings()
         if plan:
-            return stage.plan(settings, initial).summary()
+            return stage.plan(settings, initial, new_head).summary()
         with TrainingDisplay(quiet=quiet) as display:
             return stage.train(
-                settings, conditions=conditions, initial=initial, overwrite=overwrite, on_event=display
-            )
+                settings, conditions=conditions, initial=initial, new_head=new_head, overwrite=overwrite,
+                on_event=display,
+            )  # fmt: skip
 
     result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
     show(result, common, None if plan else "next: unetflow segment VOLUME")
@@ -297,6 +304,47 @@ def demo(
             return run(folder, seed=seed, conditions=conditions, overwrite=overwrite, on_event=display)
 
     show(run_stage(common, work), common, f"look at {folder}/segmentation.png; the result is {folder}/segmented.zarr")
+
+
+@cluster_app.command()
+def check(
+    file: Annotated[str | None, typer.Argument(help="Name or path of a cluster file, or an address.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Start one worker of a cluster, say what it has and sees, and stop it."""
+    common = Common(file, None, None, as_json, quiet, verbose, config, sets, run)
+
+    def work() -> dict[str, Any]:
+        return check_place(common)
+
+    result = run_stage(common, work)
+    show(result, common, None)
+    refuse_problems(result["problems"])
+
+
+@cluster_app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="Name of a cluster file: slurm, slurm-gpu, pbs, lsf, sge, cuda ...")],
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")] = Path("."),
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Copy a cluster file, and the script that submits a command to that queue, to edit them."""
+    common = Common(as_json=as_json, quiet=quiet, verbose=verbose)
+
+    def work() -> dict[str, Any]:
+        from unetflow.runtime.clusterfile import copy_cluster
+
+        return {"files": [str(path) for path in copy_cluster(name, folder, overwrite=overwrite)]}
+
+    show(run_stage(common, work), common, f"edit them, then: unetflow cluster check {folder / name}.toml")
 
 
 def main() -> None:

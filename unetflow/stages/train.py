@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError, Interrupted
 from unetflow.stages.facts import read_facts
+from unetflow.stages.finetune import Start, start_from
 from unetflow.stages.network import model_spec
 from unetflow.stages.work import Conditions, open_work, versions
 
@@ -36,7 +36,7 @@ class Plan:
     facts: dict[str, Any]
     spec: UNetSpec
     steps: int
-    initial: str | None
+    start: Start | None
 
     @property
     def dataset(self) -> str:
@@ -63,8 +63,8 @@ class Plan:
         }
 
 
-def plan(settings: Settings, initial: str | None = None) -> Plan:
-    """Check that dataset and network fit; every refusal happens here.
+def plan(settings: Settings, initial: str | None = None, new_head: bool = False) -> Plan:
+    """Check that dataset, network and the model to begin with fit; every refusal happens here.
 
     Raises
     ------
@@ -81,9 +81,7 @@ def plan(settings: Settings, initial: str | None = None) -> Plan:
             f"the network must take the prepared patches {patch} -> {output}, got one that does not "
             f"(depth {spec.depth}, padding {spec.padding}); run unetflow prepare --overwrite with the new [model]"
         )
-    if initial is not None:
-        _check_initial(initial, spec)
-    return Plan(settings, facts, spec, _count_steps(settings, facts), initial)
+    return Plan(settings, facts, spec, _count_steps(settings, facts), start_from(initial, new_head, spec, facts))
 
 
 def _count_steps(settings: Settings, facts: dict[str, Any]) -> int:
@@ -95,16 +93,6 @@ def _count_steps(settings: Settings, facts: dict[str, Any]) -> int:
     return train.steps or DEFAULT_STEPS
 
 
-def _check_initial(path: str, spec: UNetSpec) -> None:
-    from unetflow.nn.checkpoint import load_model
-
-    model, _ = load_model(path)
-    if model.spec != spec:
-        mine, theirs = spec.to_dict(), model.spec.to_dict()
-        differing = [f"{k} {theirs[k]} there, {mine[k]} here" for k in mine if mine[k] != theirs[k]]
-        raise InputError(f"--from needs the same network, got {path} with {'; '.join(differing)}; change [model]")
-
-
 def fingerprint(made: Plan) -> dict[str, Any]:
     """Return what the weights depend on; a larger number of steps may come later."""
     settings = made.settings
@@ -114,7 +102,7 @@ def fingerprint(made: Plan) -> dict[str, Any]:
         "model": made.spec.to_dict(),
         "train": settings.train.model_dump(mode="json", exclude=free),
         "seed": settings.run.seed,
-        "from": made.initial and hashlib.sha256(Path(made.initial).read_bytes()).hexdigest(),
+        "from": made.start and made.start.digest,
     }
 
 
@@ -124,6 +112,7 @@ def train(
     *,
     conditions: Conditions | None = None,
     initial: str | None = None,
+    new_head: bool = False,
     overwrite: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -136,7 +125,9 @@ def train(
     client : distributed.Client, optional
         Where the training process runs; None is this process.
     initial : str, optional
-        A model whose weights are the start (fine-tuning).
+        A model file or run folder whose weights are the start (fine-tuning).
+    new_head : bool
+        Draw the last layer anew, for other classes than those of that model.
     on_event : callable, optional
         Told of steps, validations and checkpoints.
 
@@ -150,7 +141,7 @@ def train(
     from unetflow.runtime.ranks import run_ranks
 
     conditions = conditions or Conditions(client)
-    made = plan(settings, initial)
+    made = plan(settings, initial, new_head)
     folder = settings.run_folder
     with open_work("train", folder, fingerprint(made), conditions, overwrite=overwrite) as work:
         if work.ledger.value("started") is None:
@@ -202,7 +193,8 @@ def train_rank(
 
     folder = made.settings.run_folder
     has_validation = bool(made.facts["patches"].get("validation"))
-    initial = checkpoint.load_model(made.initial)[0].state_dict() if made.initial else None
+    seed, deep = made.settings.run.seed, made.settings.model.deep_supervision
+    initial = made.start.weights(made.spec, seed=seed, deep_supervision=deep) if made.start else None
     result = loop.train(
         open_patches(made.dataset, "train"),
         open_patches(made.dataset, "validation") if has_validation else None,

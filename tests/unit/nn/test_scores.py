@@ -71,7 +71,7 @@ def test_the_rand_error_is_scikit_image_s_on_all_patches_side_by_side(seed: int)
         label(np.pad(mask.numpy(), ((0, 0), (0, 1), (0, 0))).reshape(-1, 9), connectivity=1)
         for mask in (target * (weight > 0), logits.argmax(1))
     )
-    rest = 1000 + np.arange(len(guess))[:, None] // 13  # what is left out of one patch is not what is left out of another
+    rest = 1000 + np.arange(len(guess))[:, None] // 13  # left out of one patch is not left out of another
     guess = np.where(guess == 0, rest, guess)
     expected = adapted_rand_error(truth, guess, ignore_labels=(0,))[0]
     assert tally.scores()["adapted_rand_error"] == pytest.approx(expected)
