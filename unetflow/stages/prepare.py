@@ -92,6 +92,8 @@ def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
     counts, task = _sample(made, work, truths, weights, census, class_weights)
     facts = collect_facts(made, prints, spec, histograms, census, class_weights, counts)
     ngff.set_attributes(str(made.dataset), {"unetflow": facts})
+    work.ledger.set_value("weighed", True)  # whoever comes again finds no components, and needs none
+    work.ledger.flush()
     shutil.rmtree(made.scratch / "components.zarr", ignore_errors=True)
     previews = write_previews(task, settings.run_folder / "previews")
     return {
@@ -161,7 +163,7 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
 
     scratch = made.scratch
     store = scratch / "components.zarr"
-    is_new = work.ledger.value("components") is None
+    is_new = work.ledger.value("components") is None or work.ledger.value("weighed") is not None
     if is_new:
         shutil.rmtree(store, ignore_errors=True)
         create_group(str(store), {}, overwrite=True)
@@ -252,21 +254,19 @@ def _sample(
     is_multilabel = made.kind == "multilabel"
     centres = census.draw(settings.patches, settings.foreground_fraction, is_multilabel)
     validation = place_tiles(census.draw_tiles(), made.items, made.splits, made.validation_tile)
-    is_new = work.ledger.value("patches") is None
-    counts: dict[str, int] = {}
-    tasks = {}
-    for split, places in (("train", centres), ("validation", validation)):
-        counts[split] = len(places)
-        if not len(places):
-            continue
-        lead = (truths[0].n_classes,) if is_multilabel else ()
-        if is_new:
+    splits = [(split, places) for split, places in (("train", centres), ("validation", validation)) if len(places)]
+    if work.ledger.value("patches") is None:  # all of them before the first block: a restart must not make one anew
+        for split, places in splits:
             create_patches(
                 str(made.dataset), split, count=len(places),
                 image_shape=(made.items[0].raw.n_channels, *made.patch_shape), image_dtype=made.items[0].raw.dtype,
-                target_shape=(*lead, *made.output_shape), overwrite=True,
+                target_shape=(*((truths[0].n_classes,) if is_multilabel else ()), *made.output_shape), overwrite=True,
             )  # fmt: skip
             np.save(made.places_file(split), places)
+        work.ledger.set_value("patches", True)
+    counts = {"train": len(centres), "validation": len(validation)}
+    tasks = {}
+    for split, places in splits:
         store = open_patches(str(made.dataset), split)
         tasks[split] = task = SampleBlock(
             truths, weights, made.splits, store, str(made.places_file(split)), split, made.spec.margin,
@@ -278,5 +278,4 @@ def _sample(
         folded: list[int] = []
         work.run_pass(f"sample-{split}", task, grid, lambda _, report, kept=folded: kept.append(report["scaled"]))  # type: ignore[misc]
         counts[f"{split}_scaled_against_folding"] = sum(folded)
-    work.ledger.set_value("patches", True)
     return counts, tasks["train"]

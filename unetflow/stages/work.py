@@ -223,7 +223,12 @@ def open_work(
             try:
                 with open_ledger(own, fingerprint, overwrite=overwrite) as ledger:
                     take_over(ledger, place, fingerprint, overwrite=overwrite)
-                    yield Work(stage, ledger, conditions, retry_failed)
+                    _sweep_if_unclean(folder, ledger)
+                    work = Work(stage, ledger, conditions, retry_failed)
+                    yield work
+                    if work.retries:  # a worker that died may have left half a file
+                        _sweep_if_unclean(folder, ledger)
+                    ledger.set_value(_IS_CLEAN, True)
             except InputError:
                 # Only who holds the lock may take a record away: it may be another's otherwise.
                 if is_new:
