@@ -19,7 +19,7 @@ from pathlib import Path
 from unetflow.failpoints import fail_point
 
 # Ours, and those of tensor files (`nn.tensorfile`), tables and metrics.
-_TEMPORARY = re.compile(r".+\.[0-9a-f]{32}\.partial|\..+\.\d+\.tmp")
+_TEMPORARY = re.compile(r".+\.[0-9a-f]{32}\.partial|\..+\.[0-9a-f]+\.tmp")
 
 
 def write_whole(path: Path, content: memoryview) -> None:
