@@ -1,41 +1,58 @@
 """Connected components of a volume that is never in memory, in pure steps.
 
-Each block is labelled on its own (*fragments*). Slabs of two voxels over the faces between
-blocks give pairs of fragments that touch; the pairs join fragments to components, which are
-numbered 1..N by their first voxel in C order. The numbers do not depend on the cut.
+Each block is labelled on its own (*fragments*). Planes on both sides of the faces between blocks
+give pairs of fragments that touch; the pairs join fragments to components. Only fragments at a
+face, *open* ones, can be joined: the others are components as they are.
 
 ::
 
-    label_block      mask -> fragments 1..n of a block           on a worker
-    fragment_table   first voxel and size of each                on a worker
-    slab_pairs       two planes of global ids -> pairs           on a worker
-    union            pairs -> one root a component               on the driver
-    number_components                                            on the driver
-    relabel          fragments of a block -> components          on a worker
+    label_block      mask -> fragments 1..n of a block, first voxel and size of each
+    at_faces         fragments -> those at some faces of the block
+    slab_pairs       two planes of global ids -> pairs
+    join             pairs -> one number a component
+    relabel          fragments of a block -> components
 
-A fragment's *global id* is its number in its block plus the fragments of all blocks before.
+How components are numbered over the whole volume is told in `unetflow.numerics.ranking`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 
-from unetflow.geometry import Box
-
 Array = npt.NDArray[Any]
-Fragments = npt.NDArray[np.int32]
+Fragments = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint64]
 
+_CONNECTIVITIES = {("face", 2): 4, ("full", 2): 8, ("face", 3): 6, ("full", 3): 26}
 
-def label_block(mask: Array, linked: Sequence[bool], connectivity: str = "face") -> tuple[Fragments, int]:
+
+class Labelled(NamedTuple):
+    """The components of a block.
+
+    Parameters
+    ----------
+    fragments : ndarray of uint32
+        0 outside, else 1..n by first voxel in C order.
+    first : ndarray of int64, shape (n,)
+        Index (C order) in the block of the first voxel of each; it grows.
+    sizes : ndarray of int64, shape (n,)
+        Voxels of each.
+    """
+
+    fragments: Fragments
+    first: Integers
+    sizes: Integers
+
+
+def label_block(mask: Array, linked: Sequence[bool], connectivity: str = "face") -> Labelled:
     """Find the components of a block, numbered by their first voxel in C order.
 
     Parameters
@@ -47,48 +64,42 @@ def label_block(mask: Array, linked: Sequence[bool], connectivity: str = "face")
     connectivity : {"face", "full"}
         Whether neighbours share a face, or an edge or a corner will do.
 
-    Returns
-    -------
-    fragments : ndarray of int32
-        0 outside, else 1..n.
-    n : int
-
     Examples
     --------
-    >>> label_block(np.array([[1, 0], [0, 1]]), (True, True), "full")
-    (array([[1, 0],
-           [0, 1]], dtype=int32), 1)
+    >>> found = label_block(np.array([[1, 0, 1], [0, 1, 0]]), (True, True), "full")
+    >>> found.fragments.tolist(), found.first.tolist(), found.sizes.tolist()
+    ([[1, 0, 1], [0, 1, 0]], [0], [3])
     """
-    fragments = np.empty(mask.shape, np.int32)
-    n = ndimage.label(mask, _neighbourhood(linked, connectivity), output=fragments)
-    _number_by_first_voxel(fragments.reshape(-1), np.zeros(n + 1, np.int32))
-    return fragments, int(n)
+    if connectivity not in ("face", "full"):
+        raise ValueError(f"connectivity must be face or full, got '{connectivity}'; use face")
+    fragments, n = _components(np.ascontiguousarray(mask), linked, connectivity)
+    first, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    _number_by_first_voxel(fragments.reshape(-1), np.zeros(n + 1, np.uint32), first, sizes)
+    return Labelled(fragments, first, sizes)
 
 
-def fragment_table(fragments: Fragments, n: int, box: Box, volume_shape: Sequence[int]) -> tuple[Integers, Integers]:
-    """Find the first voxel and the size of each fragment of a block.
+def at_faces(fragments: Fragments, faces: Iterable[tuple[int, bool]]) -> Integers:
+    """List the fragments at some faces of a block.
 
     Parameters
     ----------
-    fragments : ndarray of int32, shape of ``box``
-        Numbered 1..n.
-    box : Box
-        Where the block lies in the volume.
-    volume_shape : sequence of int
+    fragments : ndarray of uint32
+    faces : iterable of (int, bool)
+        Axis, and whether the face at its far end is meant.
 
     Returns
     -------
-    first : ndarray of int64, shape (n,)
-        Linear index (C order) in the volume of the fragment's first voxel.
-    sizes : ndarray of int64, shape (n,)
-        Voxels of the fragment.
+    ndarray of int64
+        Sorted, each once, without 0.
+
+    Examples
+    --------
+    >>> at_faces(np.array([[1, 0, 2], [1, 3, 0]], np.uint32), [(1, True), (0, False)]).tolist()
+    [1, 2]
     """
-    first, sizes = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    _measure(np.ascontiguousarray(fragments).reshape(-1), first, sizes)
-    index = np.zeros(n, np.int64)
-    for position, start, length in zip(np.unravel_index(first, fragments.shape), box.start, volume_shape, strict=True):
-        index = index * length + position + start
-    return index, sizes
+    planes = [np.unique(fragments.take(-1 if is_far else 0, axis=axis)) for axis, is_far in faces]
+    found = np.unique(np.concatenate([np.zeros(1, np.uint32), *planes]))
+    return found[1:].astype(np.int64)
 
 
 def slab_pairs(front: Ids, back: Ids, axis: int, linked: Sequence[bool], connectivity: str = "face") -> Ids:
@@ -127,82 +138,69 @@ def slab_pairs(front: Ids, back: Ids, axis: int, linked: Sequence[bool], connect
     return pairs
 
 
-def union(n: int, pairs: npt.NDArray[np.integer[Any]]) -> Integers:
-    """Join fragments 1..n that touch.
+def join(n: int, pairs: npt.NDArray[np.integer[Any]]) -> Integers:
+    """Tell apart the components of a graph of ``n`` things.
 
     Parameters
     ----------
     n : int
-        Number of fragments of the whole volume; global ids run from 1 to n.
     pairs : ndarray of int, shape (M, 2)
-        Global ids that belong together.
+        Which of the things 0..n-1 belong together.
 
     Returns
     -------
     ndarray of int64, shape (n,)
-        For each fragment the smallest index (global id - 1) of its component.
+        The component of each, from 0 in the order of their first things.
 
     Examples
     --------
-    >>> union(4, np.array([[2, 4]])).tolist()
+    >>> join(4, np.array([[1, 3]])).tolist()
     [0, 1, 2, 1]
     """
-    roots = np.arange(n, dtype=np.int64)
     if len(pairs) == 0:
-        return roots
-    # Most fragments touch no face: the graph holds only those that do.
-    ids, inverse = np.unique(pairs, return_inverse=True)
-    a, b = inverse.reshape(-1, 2).T
-    graph = sparse.coo_array((np.ones(len(a), np.bool_), (a, b)), shape=(len(ids), len(ids)))
+        return np.arange(n, dtype=np.int64)
+    a, b = pairs.T
+    graph = sparse.coo_array((np.ones(len(a), np.bool_), (a, b)), shape=(n, n))
     _, component = sparse.csgraph.connected_components(graph, directed=False)
-    _, smallest = np.unique(component, return_index=True)
-    indices = ids.astype(np.int64) - 1
-    roots[indices] = indices[smallest[component]]
-    return roots
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    return np.asarray(order[inverse], np.int64)
 
 
-def number_components(first: Integers, sizes: Integers, roots: Integers, min_size: int = 0) -> Ids:
-    """Give components the numbers 1..N by their first voxel in C order.
-
-    Parameters
-    ----------
-    first, sizes : ndarray of int64, shape (n,)
-        See `fragment_table`, for all fragments of the volume in the order of their ids.
-    roots : ndarray of int64, shape (n,)
-        See `union`.
-    min_size : int
-        Components with fewer voxels are dropped, before numbers are given.
-
-    Returns
-    -------
-    ndarray of uint64, shape (n,)
-        The component of each fragment; 0 where it was dropped.
-    """
-    starts, totals = np.full(len(first), np.iinfo(np.int64).max), np.zeros(len(first), np.int64)
-    np.minimum.at(starts, roots, first)
-    np.add.at(totals, roots, sizes)
-    kept = np.flatnonzero((roots == np.arange(len(roots))) & (totals >= min_size))
-    numbers = np.zeros(len(first), np.uint64)
-    numbers[kept[np.argsort(starts[kept])]] = np.arange(1, len(kept) + 1, dtype=np.uint64)
-    return numbers[roots]
-
-
-def relabel(fragments: Fragments, numbers: Ids) -> Ids:
-    """Replace the fragments 1..n of a block by ``numbers`` (n,); 0 stays 0.
+def relabel(fragments: Fragments, numbers: Array) -> Array:
+    """Replace the fragments 1..n of a block by ``numbers`` (n,), of their type; 0 stays 0.
 
     Examples
     --------
-    >>> relabel(np.array([0, 2, 1], np.int32), np.array([70, 80], np.uint64))
+    >>> relabel(np.array([0, 2, 1], np.uint32), np.array([70, 80], np.uint64))
     array([ 0, 80, 70], dtype=uint64)
     """
-    table: Ids = np.concatenate([np.zeros(1, np.uint64), numbers.astype(np.uint64)])
+    table: Array = np.concatenate([np.zeros(1, numbers.dtype), numbers])
     return table[fragments]
+
+
+def _components(mask: Array, linked: Sequence[bool], connectivity: str) -> tuple[Fragments, int]:
+    """Label a block in any order of numbers."""
+    import cc3d
+
+    n_linked = sum(linked)
+    if (connectivity, n_linked) not in _CONNECTIVITIES or not all(linked[-n_linked:]):
+        fragments = np.empty(mask.shape, np.uint32)
+        return fragments, int(ndimage.label(mask, _neighbourhood(linked, connectivity), output=fragments))
+    around = _CONNECTIVITIES[connectivity, n_linked]
+    is_foreground = mask if mask.dtype == np.bool_ else mask != 0
+    pieces = is_foreground.reshape(-1, *mask.shape[-n_linked:])
+    found = np.empty(pieces.shape, np.uint32)
+    n = 0
+    for out, piece in zip(found, pieces, strict=True):
+        labels, count = cc3d.connected_components(piece, connectivity=around, out_dtype=np.uint32, return_N=True)
+        out[...] = labels if n == 0 else np.where(labels > 0, labels + np.uint32(n), np.uint32(0))
+        n += int(count)
+    return found.reshape(mask.shape), n
 
 
 def _neighbourhood(linked: Sequence[bool], connectivity: str) -> npt.NDArray[np.bool_]:
     """Return the 3^n structure of neighbours, with none along axes that are not linked."""
-    if connectivity not in ("face", "full"):
-        raise ValueError(f"connectivity must be face or full, got '{connectivity}'; use face")
     n_steps = np.abs(np.indices((3,) * len(linked)) - 1)
     leaves_plane = n_steps[[not is_linked for is_linked in linked]].any(axis=0)
     is_near = n_steps.sum(axis=0) <= (1 if connectivity == "face" else len(linked))
@@ -222,24 +220,17 @@ def _touching(front: Ids, back: Ids, offsets: Sequence[int]) -> Ids:
 
 
 @numba.njit(cache=True, nogil=True)
-def _number_by_first_voxel(fragments: Fragments, numbers: Fragments) -> None:
-    # SciPy's own order follows the memory layout that it chose; ours is the C order.
-    n = 0
+def _number_by_first_voxel(fragments: Fragments, numbers: Fragments, first: Integers, sizes: Integers) -> None:
+    # The order of a library's own numbers follows the memory layout that it chose; ours is the C order.
+    n = np.uint32(0)
     for i in range(len(fragments)):
         fragment = fragments[i]
         if fragment == 0:
             continue
-        if numbers[fragment] == 0:
-            n += 1
-            numbers[fragment] = n
-        fragments[i] = numbers[fragment]
-
-
-@numba.njit(cache=True, nogil=True)
-def _measure(fragments: Fragments, first: Integers, sizes: Integers) -> None:
-    for i in range(len(fragments)):
-        fragment = fragments[i] - 1
-        if fragment >= 0:
-            if sizes[fragment] == 0:
-                first[fragment] = i
-            sizes[fragment] += 1
+        number = numbers[fragment]
+        if number == 0:
+            n += np.uint32(1)
+            number = numbers[fragment] = n
+            first[number - 1] = i
+        fragments[i] = number
+        sizes[number - 1] += 1

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.errors import InputError
-from unetflow.stages.components import unpack
 from unetflow.stages.counting import MOST_TILES
+from unetflow.stages.packing import unpack
 from unetflow.stages.truth import MOST_CLASSES
 from unetflow.stages.work import Report
 

@@ -1,37 +1,45 @@
-"""Connected components of a volume of any size: label, pair, join, relabel.
+"""Connected components of a volume of any size.
 
-Three passes over the same grid of blocks. Only ids at faces and one first voxel and size a
-fragment reach the driver; voxels go store -> worker -> store.
+Passes over the same grid of blocks; voxels go store -> worker -> store, and so do tables:
 
 ::
 
-    label     each block by itself -> fragments, numbered within the block
-    pair      two-voxel slabs at the faces -> which fragments touch
-    relabel   the driver joins them; each block maps its fragments to final ids
+    label     each block by itself -> fragments, numbered within the block; a table of them; the planes at its faces
+    pair      planes on both sides of a face -> which open fragments touch
+              the driver joins open fragments, slab by slab (`unetflow.stages.joining`)
+    count     components that start in a block -> how many in each line
+    number    what starts before a block -> numbers 1..N by first voxel (`unetflow.stages.ranking`)
+              the driver tells open fragments the numbers of their components
+    relabel   fragments and numbers -> final ids
+
+Nothing that is as long as the volume has objects is in anyone's memory: a worker holds the table
+of its block, the driver the open fragments of one slab of blocks.
 """
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from unetflow.geometry import Block, BlockGrid, Box
+from unetflow.errors import StageError
+from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.component_blocks import ComponentStarts, Keep, LabelBlock, PairBlock, RelabelBlock, face_arrays
+from unetflow.stages.joining import OpenFragments, join_fragments, publish_numbers
 from unetflow.stages.pieces import Pieces, Some
+from unetflow.stages.ranking import number_objects
+from unetflow.stages.tables import Rows
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
     from unetflow.storage.volume import Volume
 
 Foreground = Callable[["Volume", Box], npt.NDArray[np.bool_]]
-_BLOCK_BITS = np.uint64(32)
-_TABLE_CHUNK, _TABLE_SHARD = (2**16,), (2**22,)
+Widen = Callable[[int], "Volume"]
 
 
 @dataclass(frozen=True)
@@ -61,182 +69,109 @@ def label_volumes(
     foreground: Foreground,
     *,
     connectivity: str,
-    min_size: int,
     scratch: str | Path,
+    min_size: int = 0,
+    keep: Keep | None = None,
     prefix: str = "",
     only: npt.NDArray[np.int64] | None = None,
+    widen: Widen | None = None,
 ) -> list[int]:
-    """Label several volumes in three passes and return the number of objects of each.
+    """Label several volumes and return the number of objects of each.
 
-    Objects are numbered 1..N by their first voxel in C order, whatever the cut. Blocks that are
-    not among ``only`` are known to hold no foreground.
+    Objects are numbered 1..N by their first voxel in C order, whatever the cut.
+
+    Parameters
+    ----------
+    foreground : callable
+        ``(source, box)`` -> what is labelled.
+    min_size : int
+        Smaller objects are dropped before numbers are given.
+    keep : Keep, optional
+        Which objects are kept, instead of ``min_size``.
+    prefix : str
+        Of the names of passes and temporary arrays.
+    only : ndarray of int64, optional
+        Numbers of the blocks that may hold foreground; the others are known to hold none.
+    widen : callable, optional
+        Given the index of a volume with more objects than its target counts, returns a wider target.
+
+    Raises
+    ------
+    StageError
+        If a target has too few bits for its objects and cannot be widened.
     """
+    task = _Task(jobs, foreground, connectivity, keep or Keep(min_size), str(scratch), prefix, only, widen)
+    return [int(n) for n in work.once(f"{prefix}labelled", lambda: _label(work, task))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """The arguments of `label_volumes`."""
+
+    jobs: tuple[Labelling, ...]
+    foreground: Foreground
+    connectivity: str
+    keep: Keep
+    scratch: str
+    prefix: str
+    only: npt.NDArray[np.int64] | None
+    widen: Widen | None
+
+
+def _label(work: Work, task: _Task) -> list[int]:
+    jobs, prefix, scratch, only = task.jobs, task.prefix, task.scratch, task.only
     pieces = Pieces(tuple(job.grid for job in jobs))
     blocks: Pieces | Some = pieces if only is None else Some(pieces, only)
-    tables: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
-    pairs: dict[int, npt.NDArray[np.uint64]] = {}
+    place = f"{scratch}/{prefix}"
+    longest = max(int(np.prod(job.grid.block_shape)) for job in jobs)
+    table = Rows.create(f"{place}table", len(pieces), 3, longest, keep=True)
+    n_open = np.zeros(len(pieces), np.int64)
+    found = OpenFragments(
+        Rows.create(f"{place}open", len(pieces), 4, longest, keep=True),
+        Rows.create(f"{place}pairs", len(pieces), 2, 9 ** jobs[0].grid.domain.ndim * longest, keep=True),
+        Rows.create(f"{place}joined", len(pieces), 3, longest),
+        Rows.create(f"{place}published", len(pieces), 1, longest),
+        n_open,
+    )
 
-    def keep_table(number: int, report: Report) -> None:
-        tables[number] = (unpack(report["first"], np.int64), unpack(report["sizes"], np.int64))
+    def add(number: int, report: Report) -> None:
+        n_open[number] = report["open"]
 
-    def keep_pairs(number: int, report: Report) -> None:
-        pairs[number] = unpack(report["pairs"], np.uint64).reshape(-1, 2)
-
-    work.run_pass(f"{prefix}label", LabelBlock(jobs, pieces, foreground, connectivity), blocks, keep_table)
-    work.run_pass(f"{prefix}pair", PairBlock(jobs, pieces, connectivity), blocks, keep_pairs)
-    offsets = np.zeros(len(pieces) + 1, np.int64)
-    for number, (first, _) in tables.items():
-        offsets[number + 1] = len(first)
-    offsets = np.cumsum(offsets)
-    final = np.zeros(int(offsets[-1]), np.uint64)
-    totals = []
+    faces = tuple(face_arrays(f"{place}faces-{i}", job) for i, job in enumerate(jobs))
+    label = LabelBlock(jobs, pieces, task.foreground, task.connectivity, faces, table, found.table)
+    work.run_pass(f"{prefix}label", label, blocks, add)
+    open_blocks = Some(pieces, np.flatnonzero(n_open))
+    work.run_pass(f"{prefix}pair", PairBlock(jobs, pieces, task.connectivity, faces, found.pairs), open_blocks)
+    for index, job in enumerate(jobs):
+        if n_open[pieces.first[index] : pieces.first[index + 1]].any():
+            n_slabs = job.grid.counts[0]
+            between = Rows.create(f"{place}slabs", n_slabs, 5, 2 * len(job.grid) // n_slabs * longest)
+            join_fragments(pieces, index, found, between)
+    starts = ComponentStarts(jobs, pieces, table, found.table, found.joined, task.keep)
+    totals, numbered = number_objects(
+        work, pieces, blocks, starts, scratch=scratch, prefix=prefix, longest=longest
+    )
     for index in range(len(jobs)):
-        numbers = range(pieces.first[index], pieces.first[index + 1])
-        ids = _final_ids(numbers, tables, pairs, offsets, min_size)
-        final[offsets[numbers.start] : offsets[numbers.stop]] = ids
-        totals.append(int(ids.max(initial=0)))
-    stored = [store_table(f"{scratch}/{prefix}{name}", t) for name, t in (("offsets", offsets), ("final", final))]
-    work.run_pass(f"{prefix}relabel", RelabelBlock(jobs, pieces, *stored), blocks)
+        publish_numbers(pieces, index, found, numbered.rows)
+    jobs = tuple(
+        replace(job, target=fit_target(job.target, i, n, task.widen))
+        for i, (job, n) in enumerate(zip(jobs, totals, strict=True))
+    )
+    relabel = RelabelBlock(jobs, pieces, table, found.table, found.published, numbered.rows)
+    work.run_pass(f"{prefix}relabel", relabel, blocks)
     return totals
 
 
-def store_table(path: str, values: npt.NDArray[Any]) -> Volume:
-    """Put a table of the driver's, ``(N,)``, into the store: workers read the part that a block needs."""
-    from unetflow.storage.volume import create_array
-
-    shape = (max(1, len(values)),)
-    table = create_array(
-        path, axes="x", shape=shape, dtype=values.dtype.name, chunk=_TABLE_CHUNK, shard=_TABLE_SHARD, overwrite=True
-    )
-    for block in BlockGrid(table.box, _TABLE_SHARD):
-        part = block.inner.intersect(Box.of_shape(values.shape))
-        if part.size:
-            table.write(part, values[part.slices])
-    return table
-
-
-def look_up(table: Volume, places: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Return the entries of a stored table at sorted places: only the chunks that hold them are read."""
-    chunks = places // _TABLE_CHUNK[0]
-    cuts = np.flatnonzero(np.diff(chunks)) + 1
-    parts = [group for group in np.split(places, cuts) if len(group)]
-    found = [table.read(Box((int(g[0]),), (int(g[-1]) + 1,)))[0][g - g[0]] for g in parts]
-    return np.concatenate([np.zeros(0, table.dtype), *found])
-
-
-def _final_ids(
-    blocks: range,
-    tables: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
-    pairs: dict[int, npt.NDArray[np.uint64]],
-    offsets: npt.NDArray[np.int64],
-    min_size: int,
-) -> npt.NDArray[np.uint64]:
-    """Join the fragments of one volume and number the objects."""
-    from unetflow.numerics.labelling import number_components, union
-
-    there = [n for n in blocks if n in tables]
-    if not there:
-        return np.zeros(0, np.uint64)
-    first = np.concatenate([tables[n][0] for n in there])
-    sizes = np.concatenate([tables[n][1] for n in there])
-    keys = np.concatenate([pairs[n] for n in there])
-    numbers = (keys >> _BLOCK_BITS).astype(np.int64)
-    local = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    flat = offsets[numbers] - offsets[blocks.start] + local
-    roots = union(len(first), flat)
-    return np.asarray(number_components(first, sizes, roots, min_size), np.uint64)
-
-
-@dataclass(frozen=True)
-class LabelBlock:
-    """Label one block by itself."""
-
-    jobs: tuple[Labelling, ...]
-    pieces: Pieces
-    foreground: Foreground
-    connectivity: str
-
-    def __call__(self, block: Block) -> Report:
-        """Do one block and report."""
-        from unetflow.numerics.labelling import fragment_table, label_block
-
-        index, here = self.pieces.locate(block.number)
-        job = self.jobs[index]
-        mask = self.foreground(job.source, here.inner)
-        fragments, n = label_block(mask, job.linked, self.connectivity)
-        job.fragments.write(here.inner, fragments.astype(np.uint32))
-        first, sizes = fragment_table(fragments, n, here.inner, job.source.shape)
-        return {"first": pack(first), "sizes": pack(sizes)}
-
-
-@dataclass(frozen=True)
-class PairBlock:
-    """Find the fragments that touch across the far faces of one block."""
-
-    jobs: tuple[Labelling, ...]
-    pieces: Pieces
-    connectivity: str
-
-    def __call__(self, block: Block) -> Report:
-        """Do one block and report."""
-        from unetflow.numerics.labelling import slab_pairs
-
-        index, here = self.pieces.locate(block.number)
-        job = self.jobs[index]
-        found = [np.zeros((0, 2), np.uint64)]
-        for axis, is_linked in enumerate(job.linked):
-            if is_linked and here.inner.stop[axis] < job.grid.domain.stop[axis]:
-                front, back = self._slab(index, here.inner, axis)
-                found.append(slab_pairs(front, back, axis, job.linked, self.connectivity))
-        return {"pairs": pack(np.unique(np.concatenate(found), axis=0))}
-
-    def _slab(self, index: int, inner: Box, axis: int) -> tuple[Any, Any]:
-        """Read the two planes either side of a face, with a rim for edges and corners."""
-        job = self.jobs[index]
-        rim = [int(linked and a != axis) for a, linked in enumerate(job.linked)]
-        face = inner.stop[axis]
-        start, stop = list(inner.start), list(inner.stop)
-        start[axis], stop[axis] = face - 1, face + 1
-        box = Box(tuple(start), tuple(stop)).grow(rim, rim).intersect(job.grid.domain)
-        local = job.fragments.read(box)[0].astype(np.uint64)
-        numbers = (job.grid.numbers_of(box) + self.pieces.first[index]).astype(np.uint64)
-        keys = np.where(local > 0, (numbers << _BLOCK_BITS) | local, np.uint64(0))
-        front, back = np.split(keys, 2, axis=axis)
-        return front, back
-
-
-@dataclass(frozen=True)
-class RelabelBlock:
-    """Write the final ids of one block."""
-
-    jobs: tuple[Labelling, ...]
-    pieces: Pieces
-    offsets: Volume
-    final: Volume
-
-    def __call__(self, block: Block) -> Report:
-        """Do one block and report."""
-        from unetflow.numerics.labelling import relabel
-
-        index, here = self.pieces.locate(block.number)
-        job = self.jobs[index]
-        start, stop = self.offsets.read(Box((block.number,), (block.number + 2,)))[0].tolist()
-        ids = self.final.read(Box((start,), (stop,)))[0]
-        fragments = job.fragments.read(here.inner)[0]
-        job.target.write(here.inner, relabel(fragments, ids).astype(job.target.dtype))
-        return {}
+def fit_target(target: Volume, index: int, n: int, widen: Widen | None) -> Volume:
+    """Return a target that counts to ``n``: the one there is, or a wider one."""
+    most = int(np.iinfo(target.dtype).max)
+    if n <= most:
+        return target
+    if widen is None:
+        raise StageError(f"{n} objects need more than {target.dtype} counts in {target.path}")
+    return widen(index)
 
 
 def is_foreground(volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
     """Return where the classes of a box are above 0."""
     return np.asarray(volume.read(box)[0] > 0)
-
-
-def pack(array: npt.NDArray[Any]) -> str:
-    """Write an array as short text for a report."""
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 1)).decode()
-
-
-def unpack(text: str, dtype: Any) -> npt.NDArray[Any]:
-    """Read what `pack` wrote."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Block, Box, Shape
-from unetflow.stages.components import pack
+from unetflow.stages.packing import pack
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.split import Split
 from unetflow.stages.truth import Truth

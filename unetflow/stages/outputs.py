@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Levels = tuple["Volume", ...]
 
+# Of instances: the second where there are more objects than the first counts.
+INSTANCE_TYPES = ("uint32", "uint64")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -55,14 +58,7 @@ def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: boo
     wanted = made.settings.segment.outputs
     root = made.folder_of(image)
     attributes = {"unetflow": {**provenance, "input": image.volume.digest(), "tile": list(image.tile)}}
-    common = {
-        "shape": image.domain.shape,
-        "chunk": image.chunk,
-        "shard": image.shard,
-        "voxel_size": image.volume.voxel_size,
-        "translation": _translation(image),
-        "unit": image.volume.unit,
-    }
+    common = _common(image)
     axes = image.volume.grid_axes
     probabilities: Levels = ()
     if "probabilities" in wanted:
@@ -83,13 +79,35 @@ def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: boo
     levels = {
         name: _image(
             join(root, "labels", name), is_new=is_new, axes=axes, label=True,
-            dtype="uint32" if name == "instances" else "uint8",
+            dtype=INSTANCE_TYPES[0] if name == "instances" else "uint8",
             n_colors=n_colors[name],
             **common,
         )
         for name in labels
     }  # fmt: skip
     return Output(probabilities, tuple(levels[name] for name in classes), levels.get("instances", ()))
+
+
+def widen_instances(made: Plan, image: Image) -> Levels:
+    """Create the instances of an image anew, for more objects than 32 bits count."""
+    from unetflow.storage.store import join
+
+    path = join(made.folder_of(image), "labels", "instances")
+    return _image(
+        path, is_new=True, axes=image.volume.grid_axes, label=True, dtype=INSTANCE_TYPES[1], n_colors=0,
+        overwrite=True, **_common(image),
+    )  # fmt: skip
+
+
+def _common(image: Image) -> dict[str, Any]:
+    return {
+        "shape": image.domain.shape,
+        "chunk": image.chunk,
+        "shard": image.shard,
+        "voxel_size": image.volume.voxel_size,
+        "translation": _translation(image),
+        "unit": image.volume.unit,
+    }
 
 
 def _image(path: str, *, is_new: bool, **description: Any) -> Levels:

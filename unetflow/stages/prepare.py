@@ -161,8 +161,7 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
     from unetflow.storage.ngff import create_group
     from unetflow.storage.volume import create_array, open_volume
 
-    scratch = made.scratch
-    store = scratch / "components.zarr"
+    store = made.scratch / "components.zarr"
     is_new = work.ledger.value("components") is None or work.ledger.value("weighed") is not None
     if is_new:
         shutil.rmtree(store, ignore_errors=True)
@@ -182,7 +181,7 @@ def _find_components(made: Plan, work: Work, truths: tuple[Truth, ...]) -> tuple
         jobs.append(Labelling(labels, arrays[0], arrays[1], BlockGrid(labels.box, shard), made.linked))
     work.ledger.set_value("components", True)
     label_volumes(
-        work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=scratch,
+        work, tuple(jobs), TruthForeground(truths), connectivity="face", min_size=0, scratch=store,
         prefix="components-", only=made.presence.labelled.numbers,
     )  # fmt: skip
     return tuple(job.target for job in jobs)

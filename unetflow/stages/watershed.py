@@ -5,8 +5,9 @@
     seed-label, -pair, -relabel    components of what is likely, numbered over the volume
     flood                          outer: probabilities, classes, seeds -> inner: flooded
     rest-label, -pair, -relabel    components of the classes that no flood reached
-    tabulate                       both -> id, first voxel and size of what a block holds
-    number                         both -> instances, numbered 1..N by first voxel
+    tabulate                       both -> id, first voxel and size of what a block holds; the driver adds them up
+    count, number                  numbers 1..N by first voxel (`unetflow.stages.ranking`)
+    write                          both -> instances
 
 A seed has one id over the whole volume before anything is flooded, and a flood ends where the
 halo of a block does (48 voxels of the finest axis): nothing is joined over faces, and the result
@@ -16,7 +17,9 @@ does not depend on the cut.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
-from unetflow.stages.components import Labelling, label_volumes, look_up, pack, store_table, unpack
+from unetflow.stages.components import Labelling, Widen, fit_target, label_volumes
+from unetflow.stages.gathering import Gatherer, bucket_length, buckets_of
 from unetflow.stages.pieces import Pieces, Some
+from unetflow.stages.ranking import number_objects
 from unetflow.stages.stored import stored_only
+from unetflow.stages.tables import Rows, look_up, write_table
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -126,11 +132,21 @@ def flood_volumes(
     connectivity: str,
     min_size: int,
     scratch: str | Path,
+    widen: Widen | None = None,
 ) -> list[int]:
     """Find the objects of several volumes and return how many there are in each.
 
     Objects are numbered 1..N by their first voxel in C order, whatever the cut.
     """
+    asked: dict[str, Any] = {"seed_threshold": seed_threshold, "seed_size": seed_size, "connectivity": connectivity}
+    passes = partial(_flood_volumes, work, jobs, **asked, min_size=min_size, scratch=str(scratch), widen=widen)
+    return [int(n) for n in work.once("flooded", passes)]
+
+
+def _flood_volumes(
+    work: Work, jobs: tuple[Flooding, ...], *, seed_threshold: float, seed_size: int, connectivity: str, min_size: int,
+    scratch: str, widen: Widen | None,
+) -> list[int]:  # fmt: skip
     common: dict[str, Any] = {"connectivity": connectivity, "scratch": scratch}
     classes = [job.classes for job in jobs]
     common["only"] = stored_only(Pieces(tuple(job.grid for job in jobs)), classes).numbers
@@ -146,31 +162,44 @@ def flood_volumes(
     n_rest = label_volumes(work, rest, unreached, min_size=0, prefix="rest-", **common)
     found = Found(jobs, pieces, tuple(n_seeds))
     counts = [a + b for a, b in zip(n_seeds, n_rest, strict=True)]
-    return _number_objects(work, found, counts, blocks, min_size, scratch)
+    return _number_found(work, found, counts, blocks, min_size, scratch, widen)
 
 
-def _number_objects(
-    work: Work, found: Found, counts: list[int], blocks: Some, min_size: int, scratch: str | Path
+def _number_found(
+    work: Work, found: Found, counts: list[int], blocks: Some, min_size: int, scratch: str, widen: Widen | None
 ) -> list[int]:
-    from unetflow.numerics.labelling import number_components
-
-    first = [np.full(n, np.iinfo(np.int64).max) for n in counts]
-    sizes = [np.zeros(n, np.int64) for n in counts]
-
-    def add(number: int, report: Report) -> None:
-        index, _ = found.pieces.locate(number)
-        ids = unpack(report["ids"], np.int64) - 1
-        np.minimum.at(first[index], ids, unpack(report["first"], np.int64))
-        np.add.at(sizes[index], ids, unpack(report["sizes"], np.int64))
-
-    work.run_pass("tabulate", TabulateBlock(found), blocks, add)
-    totals, tables = [], []
-    for index, (begin, size) in enumerate(zip(first, sizes, strict=True)):
-        numbers = number_components(begin, size, np.arange(len(begin)), max(1, min_size))
-        tables.append(store_table(f"{scratch}/numbers-{index}", numbers))
-        totals.append(int(numbers.max(initial=0)))
-    work.run_pass("number", NumberBlock(found, tuple(tables)), blocks)
+    """Give what was found its numbers by first voxel, and write it."""
+    pieces = found.pieces
+    longest = max(math.prod(job.flood_grid.block_shape) for job in found.jobs)
+    rows = Rows.create(f"{scratch}/found", len(pieces), 3, longest, keep=True)
+    seen = Gatherer(rows)
+    work.run_pass("tabulate", TabulateBlock(found, rows), blocks, seen.add)
+    ranges = [range(a, b) for a, b in zip(pieces.first, pieces.first[1:], strict=False)]
+    firsts, sizes = [], []
+    for index, (span, n) in enumerate(zip(ranges, counts, strict=True)):
+        firsts.append(write_table(f"{scratch}/first-{index}", n, _reduced(seen, span, n, 0, np.minimum)))
+        sizes.append(write_table(f"{scratch}/size-{index}", n, _reduced(seen, span, n, 1, np.add)))
+    starts = FoundStarts(rows, pieces, tuple(firsts), tuple(sizes), max(1, min_size))
+    totals, given = number_objects(work, pieces, blocks, starts, scratch=scratch, prefix="", longest=longest)
+    tables = tuple(
+        write_table(f"{scratch}/numbers-{index}", n, _reduced(given, span, n, 0, np.maximum))
+        for index, (span, n) in enumerate(zip(ranges, counts, strict=True))
+    )
+    jobs = tuple(
+        replace(job, target=fit_target(job.target, i, n, widen))
+        for i, (job, n) in enumerate(zip(found.jobs, totals, strict=True))
+    )
+    work.run_pass("write", WriteBlock(replace(found, jobs=jobs), tables), blocks)
     return totals
+
+
+def _reduced(seen: Gatherer, blocks: range, n: int, column: int, reduce: np.ufunc) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield one column of all objects by id, bucket by bucket; 0 or the largest number where there is none."""
+    for bucket, (ids, columns) in enumerate(seen.buckets(blocks, n)):
+        empty = np.iinfo(np.int64).max if reduce is np.minimum else 0
+        values = np.full(bucket_length(bucket, n), empty, np.int64)
+        reduce.at(values, ids, columns[column])
+        yield values
 
 
 @dataclass(frozen=True)
@@ -248,6 +277,7 @@ class TabulateBlock:
     """List the objects of one block."""
 
     found: Found
+    rows: Rows
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
@@ -256,11 +286,37 @@ class TabulateBlock:
         index, here = self.found.pieces.locate(block.number)
         shape = self.found.jobs[index].grid.domain.shape
         ids, first, sizes = object_table(self.found.read(index, here.inner), here.inner, shape)
-        return {"ids": pack(ids), "first": pack(first), "sizes": pack(sizes)}
+        if len(ids):
+            self.rows.write(block.number, np.stack([ids, first, sizes]))
+        return {"buckets": buckets_of(ids)}
 
 
 @dataclass(frozen=True)
-class NumberBlock:
+class FoundStarts:
+    """The objects whose first voxel lies in a block, and that are large enough."""
+
+    rows: Rows
+    pieces: Pieces
+    firsts: tuple[Volume, ...]
+    sizes: tuple[Volume, ...]
+    min_size: int
+
+    def __call__(self, number: int, here: Block) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return ids and, sorted, first voxels in the block."""
+        index, _ = self.pieces.locate(number)
+        grid = self.pieces.grids[index]
+        assert isinstance(grid, BlockGrid)
+        ids, first, _ = self.rows.read(number)
+        is_start = look_up(self.firsts[index], ids - 1) == first
+        is_start &= look_up(self.sizes[index], ids - 1) >= self.min_size
+        ids, first = ids[is_start], first[is_start]
+        order = np.argsort(first)
+        place = np.stack(np.unravel_index(first[order], grid.domain.shape)) - np.array([here.inner.start]).T
+        return ids[order], np.asarray(np.ravel_multi_index(tuple(place), here.inner.shape), np.int64)
+
+
+@dataclass(frozen=True)
+class WriteBlock:
     """Write the final ids of one block."""
 
     found: Found
@@ -268,12 +324,11 @@ class NumberBlock:
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
-        from unetflow.numerics.watershed import object_table
-
         index, here = self.found.pieces.locate(block.number)
         job = self.found.jobs[index]
         ids = self.found.read(index, here.inner)
-        present, _, _ = object_table(ids, here.inner, job.grid.domain.shape)
+        present = np.unique(ids).astype(np.int64)
+        present = present[present > 0]
         numbers = np.concatenate([[0], look_up(self.numbers[index], present - 1)]).astype(job.target.dtype)
         job.target.write(here.inner, numbers[np.searchsorted(present, ids, side="right")])
         return {}

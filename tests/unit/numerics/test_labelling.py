@@ -1,4 +1,4 @@
-"""Components found block by block are SciPy's components of the whole volume."""
+"""The steps of a labelling: fragments of a block, pairs over a face, what hangs together."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from unetflow.geometry import BlockGrid, Box
-from unetflow.numerics.labelling import (
-    fragment_table,
-    label_block,
-    number_components,
-    relabel,
-    slab_pairs,
-    union,
-)
+from unetflow.numerics.labelling import join, label_block, slab_pairs
 
 
 @st.composite
@@ -48,72 +40,20 @@ def oracle(mask: np.ndarray, linked: tuple[bool, ...], connectivity: str, min_si
     return result
 
 
-def blockwise(
-    mask: np.ndarray, block_shape: tuple[int, ...], linked: tuple[bool, ...], connectivity: str, min_size: int
-) -> np.ndarray:
-    """Label in blocks as the passes do, with nothing but blocks and slabs in hand."""
-    volume = Box.of_shape(mask.shape)
-    grid = BlockGrid(volume, block_shape)
-    blocks, firsts, sizes = [], [], []
-    ids, n_before = np.zeros(mask.shape, np.uint64), 0
-    for block in grid:
-        fragments, n = label_block(mask[block.inner.slices], linked, connectivity)
-        first, size = fragment_table(fragments, n, block.inner, mask.shape)
-        ids[block.inner.slices] = np.where(fragments > 0, fragments.astype(np.uint64) + np.uint64(n_before), 0)
-        blocks.append((block.inner, fragments, n_before))
-        firsts.append(first)
-        sizes.append(size)
-        n_before += n
-    pairs = [np.zeros((0, 2), np.uint64)]
-    for block in grid:
-        for axis in range(mask.ndim):
-            face = block.inner.stop[axis]
-            if face < mask.shape[axis]:
-                rim = [int(a != axis) for a in range(mask.ndim)]
-                box = block.inner.grow(rim, rim).intersect(volume)
-                planes = [
-                    Box(
-                        tuple(at if a == axis else x for a, x in enumerate(box.start)),
-                        tuple(at + 1 if a == axis else x for a, x in enumerate(box.stop)),
-                    )
-                    for at in (face - 1, face)
-                ]
-                front, back = (ids[plane.slices] for plane in planes)
-                pairs.append(slab_pairs(front, back, axis, linked, connectivity))
-    roots = union(n_before, np.concatenate(pairs))
-    numbers = number_components(np.concatenate(firsts), np.concatenate(sizes), roots, min_size)
-    result = np.zeros(mask.shape, np.uint64)
-    for box, fragments, start in blocks:
-        result[box.slices] = relabel(fragments, numbers[start : start + int(fragments.max(initial=0))])
-    return result
-
-
 @pytest.mark.parametrize("connectivity", ["face", "full"])
-def test_any_cut_gives_scipys_components_voxel_for_voxel(connectivity: str) -> None:
+def test_a_block_s_fragments_are_scipys_numbered_by_first_voxel_in_any_memory_layout(connectivity: str) -> None:
     @given(masks(), st.data())
     def check(mask: np.ndarray, data: st.DataObject) -> None:
-        block_shape = tuple(data.draw(st.integers(1, n)) for n in mask.shape)
         linked = data.draw(st.tuples(*[st.sampled_from([True, True, False])] * mask.ndim))
-        min_size = data.draw(st.sampled_from([0, 0, 3]))
-        found = blockwise(mask, block_shape, linked, connectivity, min_size)
-        np.testing.assert_array_equal(found, oracle(mask, linked, connectivity, min_size))
+        expected = oracle(mask, linked, connectivity, 0)
+        for layout in (mask, np.asfortranarray(mask), mask.astype(np.int16) * 3):
+            fragments, first, sizes = label_block(layout, linked, connectivity)
+            np.testing.assert_array_equal(fragments, expected)
+        ids, places, counts = np.unique(expected, return_index=True, return_counts=True)
+        assert first.tolist() == places[ids > 0].tolist()
+        assert sizes.tolist() == counts[ids > 0].tolist()
 
     check()
-
-
-@given(masks())
-def test_a_block_s_fragments_are_numbered_by_first_voxel_in_any_memory_layout(mask: np.ndarray) -> None:
-    linked = (True,) * mask.ndim
-    fragments, n = label_block(np.asfortranarray(mask), linked, "full")
-    np.testing.assert_array_equal(fragments, oracle(mask, linked, "full", 0))
-    assert n == fragments.max(initial=0)
-
-
-def test_a_fragment_table_speaks_of_the_volume() -> None:
-    fragments = np.array([[0, 1, 0], [2, 0, 2]], np.int32)
-    first, sizes = fragment_table(fragments, 2, Box((4, 5), (6, 8)), (10, 100))
-    assert first.tolist() == [4 * 100 + 6, 5 * 100 + 5]
-    assert sizes.tolist() == [1, 2]
 
 
 def test_planes_of_a_stack_that_is_not_linked_never_touch() -> None:
@@ -135,10 +75,13 @@ def test_ids_beyond_what_a_float_holds_stay_apart() -> None:
 
 
 @given(st.integers(1, 30), st.integers(0, 2**32 - 1))
-def test_fragments_joined_in_a_chain_have_one_root(n: int, seed: int) -> None:
-    order = np.random.default_rng(seed).permutation(n) + 1
-    roots = union(n, np.array(list(pairwise(order.tolist())), np.uint64).reshape(-1, 2))
-    assert not roots.any()
+def test_what_is_joined_in_a_chain_is_one_component(n: int, seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(n)
+    assert not join(n, np.array(list(pairwise(order.tolist())), np.int64).reshape(-1, 2)).any()
+
+
+def test_components_are_told_in_the_order_of_their_first_things() -> None:
+    assert join(6, np.array([[5, 1], [2, 4]])).tolist() == [0, 1, 2, 3, 2, 1]
 
 
 def test_connectivity_has_two_words() -> None:
