@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unetflow.terminal import Common, check_place, refuse_problems, run_stage, show
+from unetflow.terminal import Common, check_place, copy_place, refuse_problems, run_stage, show
 
 app = typer.Typer(
     name="unetflow",
@@ -340,9 +340,7 @@ def copy(
     common = Common(as_json=as_json, quiet=quiet, verbose=verbose)
 
     def work() -> dict[str, Any]:
-        from unetflow.runtime.clusterfile import copy_cluster
-
-        return {"files": [str(path) for path in copy_cluster(name, folder, overwrite=overwrite)]}
+        return {"files": copy_place(name, folder, overwrite=overwrite)}
 
     show(run_stage(common, work), common, f"edit them, then: unetflow cluster check {folder / name}.toml")
 

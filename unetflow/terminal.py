@@ -22,6 +22,7 @@ import typer
 from unetflow.errors import InputError, Interrupted, StageError
 
 Result = dict[str, Any]
+COUNT_FILE = "UNETFLOW_COUNT_FILE"  # set by cluster/submit.*
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_AGAIN = 1, 2, 3, 75
 
 
@@ -103,19 +104,28 @@ def _run_on_cluster(
     from unetflow.runtime.cluster import open_client
     from unetflow.runtime.progress import make_progress
     from unetflow.runtime.signals import stop_on_signals
+    from unetflow.runtime.walltime import LastStart
 
-    deadline = _deadline(common.deadline)
-    name, options = _cluster_of(common)
+    deadline, is_walltime = _deadline(common.deadline)
+    name, options = cluster_of(common)
     logs = common.settings().run_folder / "logs" if keeps_logs else None
-    with (
-        stop_on_signals() as should_stop,
-        open_client(name, workers=common.workers, options=options, log_folder=logs) as client,
-    ):
-        stopper = should_stop if deadline is None else (lambda: should_stop() or time.monotonic() > deadline)
-        return work(Conditions(client, make_progress(quiet=common.quiet), stopper, deadline))
+    with stop_on_signals() as should_stop:
+        watch = LastStart(make_progress(quiet=common.quiet), should_stop, deadline, is_walltime=is_walltime)
+        try:
+            with open_client(name, workers=common.workers, options=options, log_folder=logs) as client:
+                return work(Conditions(client, watch, watch, deadline))
+        finally:
+            _tell_script(watch.n_recorded + TrainingDisplay.n_saved)
 
 
-def _cluster_of(common: Common) -> tuple[str, dict[str, Any]]:
+def _tell_script(n_recorded: int) -> None:
+    """Tell a job script how many blocks, or steps, this start brought to the disk."""
+    file = os.environ.get(COUNT_FILE)
+    if file:
+        Path(file).write_text(f"{n_recorded}\n")
+
+
+def cluster_of(common: Common) -> tuple[str, dict[str, Any]]:
     """Return the cluster's name and options: the option wins over the project file."""
     if common.cluster is not None:
         return common.cluster, {}
@@ -130,14 +140,48 @@ def _cluster_of(common: Common) -> tuple[str, dict[str, Any]]:
     return cluster.file or cluster.kind or "local", options
 
 
-def _deadline(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        hours, minutes, seconds = (int(part) for part in text.split(":"))
-    except ValueError:
-        raise InputError(f"--deadline needs HH:MM:SS, got '{text}'; for instance 01:30:00") from None
-    return time.monotonic() + hours * 3600 + minutes * 60 + seconds
+def check_place(common: Common) -> Result:
+    """Try the cluster of a command or of the project file, with the inputs that the project names."""
+    from unetflow.runtime.check import check_cluster
+
+    name, options = cluster_of(common)
+    settings = common.settings()
+    inputs = [settings.resolve(path) for data in settings.data for path in (data.raw, data.labels)]
+    return check_cluster(name, settings.run_folder, options=options, inputs=inputs)
+
+
+def copy_place(name: str, folder: Path, *, overwrite: bool) -> list[str]:
+    """Copy a cluster file and its job script to where a user edits them."""
+    from unetflow.runtime.clusterfile import copy_cluster
+
+    return [str(path) for path in copy_cluster(name, folder, overwrite=overwrite)]
+
+
+def refuse_problems(problems: list[str]) -> None:
+    """Say what a run on a cluster would fail at, and leave with 2; nothing where all is well."""
+    for problem in problems:
+        typer.echo(f"unetflow: {problem}", err=True)
+    if problems:
+        raise typer.Exit(EXIT_USAGE)
+
+
+def _deadline(text: str | None) -> tuple[float | None, bool]:
+    """Return the monotonic time at which to stop, and whether it is the end of the job that this runs in."""
+    from unetflow.runtime.walltime import end_of_job, margin_of
+
+    given = None
+    if text is not None:
+        try:
+            hours, minutes, seconds = (int(part) for part in text.split(":"))
+        except ValueError:
+            raise InputError(f"--deadline needs HH:MM:SS, got '{text}'; for instance 01:30:00") from None
+        given = time.monotonic() + hours * 3600 + minutes * 60 + seconds
+    end = end_of_job()
+    if end is None:
+        return given, False
+    left = end - time.time()
+    last = time.monotonic() + left - margin_of(max(0.0, left))
+    return (given, False) if given is not None and given < last else (last, True)
 
 
 def _configure_logging(common: Common) -> None:
@@ -215,7 +259,15 @@ def read_class_map(text: str | None) -> dict[int, int] | None:
 
 
 class TrainingDisplay:
-    """Show steps, loss, score and time left while training, or a line a minute in a log."""
+    """Show steps, loss, score and time left while training, or a line a minute in a log.
+
+    Attributes
+    ----------
+    n_saved : int
+        Steps of this process that a checkpoint holds.
+    """
+
+    n_steps = n_saved = 0
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
@@ -232,6 +284,9 @@ class TrainingDisplay:
     def __call__(self, event: dict[str, Any]) -> None:
         """Take an event of the loop: resumed, step, skipped, validation, checkpoint."""
         kind, log = event.get("event"), logging.getLogger("unetflow")
+        TrainingDisplay.n_steps += kind == "step"
+        if kind == "checkpoint":
+            TrainingDisplay.n_saved = TrainingDisplay.n_steps
         if self.quiet:
             return
         if kind == "resumed":

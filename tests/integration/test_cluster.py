@@ -133,7 +133,7 @@ def jobs(queue: Path) -> list[int]:
     return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
-OPTIONS = {"cores": 1, "memory": "1GB", "interface": "lo", "job_extra_directives": []}
+OPTIONS = {"cores": 1, "memory": "1GB", "walltime": "10", "interface": "lo", "job_extra_directives": []}
 
 
 def test_jobs_of_a_queue_work_are_replaced_and_are_gone_at_the_end(queue: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from unetflow.errors import InputError, Interrupted
+from unetflow.errors import InputError
+from unetflow.runtime.arrival import wait_for_worker
 from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
 from unetflow.runtime.environment import (
     ALLOCATOR,
@@ -23,7 +22,7 @@ from unetflow.runtime.environment import (
     quieten,
     start_resource_tracker,
 )
-from unetflow.runtime.signals import stop_requested
+from unetflow.runtime.security import LOOPBACK, run_security, security_of_files
 from unetflow.runtime.worker import LOG_FOLDER
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 CLOSE_SECONDS = 10.0
 
 
@@ -82,9 +80,11 @@ def open_client(
     with ExitStack() as stack:
         quieten(stack)
         client = _start(spec, stack, logs)
-        _wait_for_worker(client, spec)
+        wait_for_worker(client, spec, logs)
         if spec.kind != "local":
-            _check_workers(client)
+            from unetflow.runtime.check import refuse_skew
+
+            refuse_skew(client)
         yield client
 
 
@@ -105,7 +105,8 @@ def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
         settings["distributed.deploy.lost-worker-timeout"] = "30 days"
     stack.enter_context(dask.config.set(settings))
     if start is not None:
-        lend_environment(stack, environ)
+        # dask-cuda gives each worker an environment of its own, but lets it inherit this one.
+        lend_environment(stack, {**environ, **({LOG_FOLDER: logs} if logs else {})})
         cluster = start(spec, stack, logs)
     else:
         from unetflow.runtime.jobqueue import start_jobqueue
@@ -145,6 +146,7 @@ def _start_cuda(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
             **{
                 "n_workers": spec.worker_range[1] if spec.worker_range else None,
                 "device_memory_limit": 0,
+                "resources": {"GPU": 1},
                 **_on_loopback(spec, logs),
                 **spec.options,
             }
@@ -174,36 +176,29 @@ def _kill_workers(cluster: Any) -> None:
 
 def _on_loopback(spec: ClusterSpec, logs: str | None) -> dict[str, Any]:
     """Return what every cluster on this machine has: loopback, TLS, one task thread a worker."""
-    from distributed.security import Security
-
     return {
         "host": LOOPBACK,
         "protocol": "tls" if spec.security else "tcp",
-        "security": Security.temporary() if spec.security else None,
+        "security": run_security() if spec.security else None,
         "threads_per_worker": 1,
         "dashboard_address": f"{LOOPBACK}:0",
         "scheduler_kwargs": {"dashboard": spec.dashboard},
         "silence_logs": logging.WARNING if is_verbose() else logging.CRITICAL,
         "preload": ["unetflow.runtime.worker"],
-        "env": {**({LOG_FOLDER: logs} if logs else {}), "NUMBA_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
+        "env": {"NUMBA_NUM_THREADS": os.environ["OMP_NUM_THREADS"]},
     }
 
 
 def _connect(spec: ClusterSpec, stack: ExitStack) -> Client:
     """Connect to a scheduler that somebody else started."""
     from distributed import Client
-    from distributed.security import Security
 
-    security = None
-    if spec.tls:
-        files = {"tls_ca_file": spec.tls.get("ca_file"), "tls_client_cert": spec.tls.get("cert")}
-        security = Security(**files, tls_client_key=spec.tls.get("key"), require_encryption=True)
     where = spec.address or spec.scheduler_file
     try:
         client = Client(
             spec.address,
             scheduler_file=None if spec.address else spec.scheduler_file,
-            security=security,
+            security=security_of_files(spec.tls),
             set_as_default=False,
             timeout=min(30.0, spec.startup_timeout),
         )
@@ -211,42 +206,6 @@ def _connect(spec: ClusterSpec, stack: ExitStack) -> Client:
         raise InputError(f"a Dask scheduler must answer at {where}, and none does: {error}") from error
     stack.callback(client.close, timeout=CLOSE_SECONDS)
     return client
-
-
-def _wait_for_worker(client: Client, spec: ClusterSpec) -> None:
-    """Wait for the first worker; the others may come later."""
-    began = told = time.monotonic()
-    while not client.nthreads():
-        now = time.monotonic()
-        for reason in getattr(client.cluster, "rejections", []):
-            raise InputError(f"the queue of cluster kind '{spec.kind}' must take the job, and refused it: {reason}")
-        if stop_requested():
-            raise Interrupted("stopped while waiting for the first worker; the same command goes on")
-        if now - began > spec.startup_timeout:
-            raise InputError(
-                f"a worker must be there within {spec.startup_timeout:.0f} s (startup_timeout), and none is; "
-                f"look at the queue and at the workers' logs, or raise it in the file of kind '{spec.kind}'"
-            )
-        if now - told > 60:
-            told = now
-            logger.info("waiting for the first worker (%.0f s)", now - began)
-        time.sleep(0.1)
-
-
-def _check_workers(client: Client) -> None:
-    """Refuse workers that cannot import this version of unetflow."""
-    here = _worker_version()
-    found = client.run(_worker_version, on_error="return")
-    for address, version in found.items():
-        if version != here:
-            raise InputError(
-                f"workers must run unetflow {here} as this process does, and {address} has "
-                f"{version}; install the same environment on every host"
-            )
-
-
-def _worker_version() -> str:
-    return str(sys.modules["unetflow"].__version__)
 
 
 def _n_local_workers(spec: ClusterSpec) -> int:

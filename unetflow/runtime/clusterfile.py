@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -33,6 +34,9 @@ class ClusterSpec:
         Dask's dashboard, on loopback at a free port.
     startup_timeout : float
         Seconds to wait for the first worker.
+    margin : float, optional
+        Seconds ahead of a job's walltime after which it begins no further block; by default a
+        twentieth of it, 30 to 300 s.
     address, scheduler_file : str, optional
         Of a running scheduler (kind "address").
     tls : mapping
@@ -47,6 +51,7 @@ class ClusterSpec:
     security: bool = True
     dashboard: bool = False
     startup_timeout: float = 600.0
+    margin: float | None = None
     address: str | None = None
     scheduler_file: str | None = None
     tls: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +72,38 @@ def cluster_folders() -> list[Path]:
 def known_clusters() -> list[str]:
     """Return the names that ``--cluster`` knows."""
     return ["none", *sorted({file.stem for folder in cluster_folders() for file in folder.glob("*.toml")})]
+
+
+def copy_cluster(name: str, folder: Path, *, overwrite: bool = False) -> list[Path]:
+    """Copy a cluster file, and the script that submits commands to its queue, to where a user edits them.
+
+    Parameters
+    ----------
+    name : str
+        One of `known_clusters`.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The new files.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or a file that is there already.
+    """
+    spec = read_cluster(name)
+    source = next(f for f in cluster_folders() if (f / f"{name}.toml").is_file())
+    script = {"slurm": "submit.sbatch", "pbs": "submit.pbs", "lsf": "submit.lsf"}.get(spec.kind)
+    files = [source / f"{name}.toml", *([source / script] if script else [])]
+    targets = [folder / file.name for file in files]
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise InputError(f"a copy must be a new file, {target} is there; name another folder, or give --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, target in zip(files, targets, strict=True):
+        shutil.copy(file, target)
+    return targets
 
 
 def read_cluster(cluster: str, overrides: Mapping[str, Any] | None = None) -> ClusterSpec:
@@ -140,8 +177,8 @@ def _checked(values: dict[str, Any], source: str) -> ClusterSpec:
     """Refuse values of the wrong type, in the file's own words."""
     allowed: dict[str, tuple[type, ...]] = {
         "kind": (str,), "workers": (int, str), "threads": (int,), "security": (bool,), "dashboard": (bool,),
-        "startup_timeout": (int, float), "address": (str,), "scheduler_file": (str,), "tls": (dict,),
-        "options": (dict,),
+        "startup_timeout": (int, float), "margin": (int, float), "address": (str,), "scheduler_file": (str,),
+        "tls": (dict,), "options": (dict,),
     }  # fmt: skip
     for key, value in values.items():
         is_flag = isinstance(value, bool) and bool not in allowed[key]
@@ -154,6 +191,8 @@ def _checked(values: dict[str, Any], source: str) -> ClusterSpec:
         raise InputError(f"cluster {source}: kind must be one of {', '.join(KINDS)}, got '{spec.kind}'{hint}")
     if spec.threads is not None and spec.threads < 1:
         raise InputError(f"cluster {source}: threads must be at least 1, got {spec.threads}")
+    if spec.startup_timeout <= 0 or (spec.margin is not None and spec.margin <= 0):
+        raise InputError(f"cluster {source}: startup_timeout and margin are seconds above 0; mend them")
     if spec.workers is not None:
         _parse_workers(spec.workers)
     if spec.kind == "address" and not (spec.address or spec.scheduler_file):

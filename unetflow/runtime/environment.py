@@ -99,7 +99,9 @@ def quieten(stack: ExitStack) -> None:
 
     if is_verbose():
         return
-    log = logging.getLogger("distributed")
-    stack.callback(setattr, log, "handlers", log.handlers)
-    stack.callback(setattr, log, "propagate", log.propagate)
-    log.handlers, log.propagate = [logging.NullHandler()], False
+    # The second one prints what a refused job raises in Dask's loop; it is told in our words.
+    for name in ("distributed", "tornado.application"):
+        log = logging.getLogger(name)
+        stack.callback(setattr, log, "handlers", log.handlers)
+        stack.callback(setattr, log, "propagate", log.propagate)
+        log.handlers, log.propagate = [logging.NullHandler()], False
