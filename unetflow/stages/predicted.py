@@ -1,0 +1,146 @@
+"""Pictures of what the network answers while it learns, at each validation.
+
+::
+
+    RUN/previews/validation-<step>.png    a row a patch:  raw | truth | probability | answer, errors in red and blue
+
+The patches are the same each time, spread over those held out; of 3-D patches the middle plane is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from unetflow.geometry import Box, Shape
+
+if TYPE_CHECKING:
+    from unetflow.nn.board import Board
+    from unetflow.stages.panels import Panels, Picture
+    from unetflow.storage.patches import PatchStore
+
+_MOST_PATCHES = 3
+_PATTERN = "validation-*.png"
+_MISSED, _ADDED = (1.0, 0.25, 0.2), (0.2, 0.55, 1.0)  # red: not found; blue: not there
+
+Array = npt.NDArray[Any]
+Predict = Callable[[Array], Any]
+
+
+@dataclass
+class ValidationPreviews:
+    """Draws a few validation patches with the network's answer.
+
+    Parameters
+    ----------
+    source : PatchStore
+        The validation patches.
+    normalise : callable
+        ``normalise(image (B, C, *S), numbers (B,)) -> float32``.
+    head : {"softmax", "sigmoid"}
+    margin : tuple of int
+        By which the output is smaller than the image at each end.
+    folder : pathlib.Path
+        ``RUN/previews``.
+    aspect : float
+        Height of a voxel over its width.
+    board : Board, optional
+        Is shown each picture too.
+    """
+
+    source: PatchStore
+    normalise: Callable[[Array, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+    head: str
+    margin: Shape
+    folder: Path
+    aspect: float = 1.0
+    board: Board | None = None
+    _is_swept: bool = field(default=False, init=False)
+
+    def __call__(self, step: int, predict: Predict) -> None:
+        """Draw the answers after a step.
+
+        Parameters
+        ----------
+        step : int
+        predict : callable
+            ``predict(image (B, C, *S)) -> logits (B, K, *S_out)``, a tensor.
+        """
+        from unetflow.stages.panels import save_rows
+
+        self._sweep(step)
+        numbers = np.unique(np.linspace(0, len(self.source) - 1, _MOST_PATCHES).astype(np.int64))
+        image, target, weight = self.source.read(numbers.tolist())
+        seen = self.normalise(image, numbers)
+        # One by one: the memory of a training step has room for as many as it takes, not for more.
+        logits = [predict(seen[i : i + 1]).float().cpu().numpy()[0] for i in range(len(numbers))]
+        rows = [
+            self._draw(f"step {step}   validation patch {number}", *arrays)
+            for number, *arrays in zip(numbers.tolist(), seen, target, weight, logits, strict=True)
+        ]
+        picture = save_rows(self.folder / f"validation-{step:08d}.png", rows)
+        if self.board is not None:
+            self.board.show("validation", step, picture)
+
+    def _sweep(self, step: int) -> None:
+        """Remove pictures of steps that a training before this one did, or that are done again."""
+        if not self._is_swept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(_PATTERN):
+                if old.name >= f"validation-{step:08d}.png":
+                    old.unlink()
+            self._is_swept = True
+
+    def _draw(self, title: str, image: Array, target: Array, weight: Array, logits: Array) -> Panels:
+        from unetflow.stages.panels import Panels, grey, overlay
+
+        dims = len(self.margin)
+        plane = grey(_middle(image, dims))
+        truth, answer, chance = _layers(target, logits, self.head)
+        valid = _middle(weight.reshape(truth.shape) > 0, dims)
+        truth, answer = _middle(truth, dims), _middle(answer, dims)
+        output = Box.of_shape(truth.shape[-2:]).shift(self.margin[-2:])
+        panels = Panels(title, plane.shape[:2], self.aspect)
+        panels.add("raw", plane, frame=output)
+        panels.add("truth", overlay(plane, truth, output, is_ids=False), frame=output)
+        panels.add("probability of what is no background", _placed(plane, _middle(chance[None], dims)[0], output))
+        wrong = _errors(overlay(plane, answer, output, is_ids=False), truth, answer, valid, output)
+        panels.add("answer; red: missed, blue: added or another class", wrong, frame=output)
+        return panels
+
+
+def _layers(target: Array, logits: Array, head: str) -> tuple[Array, Array, Array]:
+    """Return truth and answer (n, *S), classes by number, and the chance of any foreground (*S)."""
+    if head == "softmax":
+        powers = np.exp(logits - logits.max(0))
+        return target[None], logits.argmax(0)[None], 1 - powers[0] / powers.sum(0)
+    chance = 1 / (1 + np.exp(-logits.clip(-60, 60)))
+    truth = target.reshape(logits.shape)
+    numbers = np.arange(1, len(logits) + 1).reshape(-1, *(1,) * (logits.ndim - 1))
+    return truth * numbers, (logits > 0) * numbers, chance.max(0)
+
+
+def _middle(array: Array, dims: int) -> Array:
+    """Return the middle plane of ``(C, [Z, ]Y, X)``."""
+    return array if dims == 2 else np.asarray(array[:, array.shape[1] // 2])
+
+
+def _placed(like: Picture, values: Array, box: Box) -> Picture:
+    """Return values (Y', X') as grey, at their place in a picture that is dark elsewhere."""
+    result = like * np.float32(0.25)
+    result[box.slices] = values[..., None]
+    return result
+
+
+def _errors(picture: Picture, truth: Array, answer: Array, valid: Array, box: Box) -> Picture:
+    """Colour what is missed, and what is added or of another class, where voxels count."""
+    part = picture[box.slices]
+    for one, other, counts in zip(truth, answer, valid, strict=True):
+        part[(one != other) & (other == 0) & counts] = _MISSED
+        part[(one != other) & (other != 0) & counts] = _ADDED
+    return picture
