@@ -1,7 +1,8 @@
-"""A preload of workers: each block of `segment` takes half a second more, so that something can happen meanwhile."""
+"""A preload of workers: each block of `segment` takes longer, so that something can happen in the middle."""
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ def dask_setup(worker: Any) -> None:
     compute = PredictBlock.compute
 
     def slow(self: PredictBlock, *arguments: Any) -> Any:
-        time.sleep(0.5)
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0.5")))
         return compute(self, *arguments)
 
     PredictBlock.compute = slow  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ learning_rate = 0.01
 [segment]
 outputs = ["probabilities", "classes", "instances"]
 memory = "50 MB"
-tile = [32, 32]
+tile = [1, 32, 32]
 chunk = [1, 32, 32]
 shard = [1, 64, 64]
 """
@@ -58,7 +58,12 @@ def unetflow(folder: Path, *words: str, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a project whose every stage ran on this machine."""
-    folder = tmp_path_factory.mktemp("local")
+    return make_local(tmp_path_factory.mktemp("project") / "local")
+
+
+def make_local(folder: Path) -> Path:
+    """Run every stage on this machine, two ranks training."""
+    folder.mkdir()
     project.make_volume(folder, (24, 100, 132))
     (folder / "unetflow.toml").write_text(PROJECT)
     unetflow(folder, "prepare", "--cluster", "none")
