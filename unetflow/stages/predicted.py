@@ -9,7 +9,8 @@ The patches are the same each time, spread over those held out; of 3-D patches t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from unetflow.geometry import Box, Shape
 
 if TYPE_CHECKING:
+    from unetflow.architecture import UNetSpec
     from unetflow.nn.board import Board
     from unetflow.stages.panels import Panels, Picture
     from unetflow.storage.patches import PatchStore
@@ -30,6 +32,7 @@ _MISSED, _ADDED = (1.0, 0.25, 0.2), (0.2, 0.55, 1.0)  # red: not found; blue: no
 
 Array = npt.NDArray[Any]
 Predict = Callable[[Array], Any]
+Normalise = Callable[[Array, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
 @dataclass
@@ -54,7 +57,7 @@ class ValidationPreviews:
     """
 
     source: PatchStore
-    normalise: Callable[[Array, npt.NDArray[np.int64]], npt.NDArray[np.float32]]
+    normalise: Normalise
     head: str
     margin: Shape
     folder: Path
@@ -144,3 +147,41 @@ def _errors(picture: Picture, truth: Array, answer: Array, valid: Array, box: Bo
         part[(one != other) & (other == 0) & counts] = _MISSED
         part[(one != other) & (other != 0) & counts] = _ADDED
     return picture
+
+
+@contextmanager
+def watch(
+    folder: Path, facts: dict[str, Any], spec: UNetSpec, validation: PatchStore | None, normalise: Normalise,
+    on_event: Callable[[dict[str, Any]], None], *, tensorboard: bool,
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], ValidationPreviews | None]]:  # fmt: skip
+    """Give what the loop tells its events to, and what draws after each validation.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        The run's.
+    facts : dict
+        The dataset's record.
+    spec : UNetSpec
+    validation : PatchStore or None
+    normalise : callable
+        Of the validation patches.
+    on_event : callable
+        Is told all events.
+    tensorboard : bool
+        Write for TensorBoard too, into ``RUN/tensorboard``.
+    """
+    from unetflow.nn.board import Board
+
+    board = Board(folder / "tensorboard", on_event) if tensorboard else None
+    look = None
+    if validation is not None:
+        size = facts["voxel_size"]
+        look = ValidationPreviews(
+            validation, normalise, spec.head, spec.margin, folder / "previews", size[-2] / size[-1], board
+        )
+    try:
+        yield board or on_event, look
+    finally:
+        if board is not None:
+            board.close()
