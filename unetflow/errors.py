@@ -1,6 +1,8 @@
-"""The few errors that the command line turns into exit codes."""
+"""The few errors that the command line turns into exit codes, and which others pass by themselves."""
 
 from __future__ import annotations
+
+import errno
 
 
 class InputError(ValueError):
@@ -29,3 +31,36 @@ class Interrupted(RuntimeError):
 
 class RankLost(RuntimeError):
     """Report that another rank of a training is gone; the training is begun again from its checkpoint."""
+
+
+_AWAY_NUMBERS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "ESTALE", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "ECONNREFUSED",
+        "ECONNRESET", "ECONNABORTED", "EPIPE", "EREMOTEIO",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+# Of botocore, aiohttp, urllib3, gcsfs, requests: known by name, for their packages may not be there.
+_AWAY_NAMES = frozenset({
+    "EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "ConnectTimeout",
+    "ReadTimeout", "ClientConnectorError", "ClientOSError", "ServerDisconnectedError", "ServerTimeoutError",
+    "ClientPayloadError", "NewConnectionError", "MaxRetryError", "FSTimeoutError", "HttpError503", "ProtocolError",
+})  # fmt: skip
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Say whether an error, or what caused it, is that of a store or a network that may come back.
+
+    Examples
+    --------
+    >>> is_away(ConnectionRefusedError()), is_away(OSError(errno.ENOSPC, "full")), is_away(ValueError())
+    (True, False, False)
+    """
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError) or type(error).__name__ in _AWAY_NAMES:
+            return True
+        if isinstance(error, OSError) and error.errno in _AWAY_NUMBERS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -95,6 +95,7 @@ class Prepare(Record):
     )
     chunk: Lengths | None = Field(None, description="chunk of the weight maps per spatial axis, in voxels")
     shard: Lengths | None = Field(None, description="shard of the weight maps per spatial axis, in voxels")
+    missing: Literal["fill", "refuse"] = Field("fill", description="what chunks that are not stored are: fill value")
 
 
 class Model(Record):
@@ -171,6 +172,10 @@ class Segment(Record):
     overlap: float = Field(0.25, ge=0, le=0.5, description="share of a window that a blend's next one covers too")
     chunk: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
     shard: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
+    missing: Literal["fill", "refuse"] = Field("fill", description="what chunks that are not stored are: fill value")
+    voxel_size: Literal["tell", "refuse"] = Field(
+        "tell", description="what to do about a volume whose voxels are not those that the model was trained on"
+    )
     tile: Lengths | None = Field(None, description="kept voxels of one forward pass per spatial axis")
     memory: Annotated[int, Field(gt=0), BeforeValidator(parse_bytes)] = Field(
         2_000_000_000, description="for one forward pass, in bytes or as '2 GB'"
@@ -183,6 +188,9 @@ class Cluster(Record):
     file: str | None = Field(None, description="name of a file of cluster/, or a path")
     kind: str | None = Field(None, description="local, cuda, slurm, pbs, lsf, sge or address")
     workers: int | str | None = Field(None, description="N, or N:M for adaptive")
+    block_minutes: float = Field(
+        60.0, gt=0, description="a worker that finishes no block for so long hangs, and is restarted"
+    )
     options: dict[str, Any] = Field({}, description="handed to the cluster class under the same names")
 
 

@@ -49,6 +49,8 @@ def run_pass(
     deadline: float | None = None,
     max_failed_share: float = 0.5,
     patience: float = 600.0,
+    block_seconds: float = 3600.0,
+    away_patience: float = 300.0,
 ) -> PassResult:
     """Run ``task`` on every block that is not done, and record each report.
 
@@ -90,6 +92,10 @@ def run_pass(
         Stop when more than this share of the blocks tried failed, and more than 20.
     patience : float
         Seconds without any worker after which the pass stops.
+    block_seconds : float
+        A worker that finishes nothing for so long hangs: it is ended, and its blocks are tried elsewhere.
+    away_patience : float
+        Seconds for which a store that does not answer is waited for.
 
     Returns
     -------
@@ -99,7 +105,7 @@ def run_pass(
     Raises
     ------
     Interrupted
-        After a signal, the deadline, or the loss of the scheduler or of all workers.
+        After a signal, the deadline, or the loss of the scheduler, of all workers or of the store.
     InputError
         When a task raises one.
     StageError
@@ -109,12 +115,12 @@ def run_pass(
     executor: Executor = (
         InProcess(task, clock.is_over)
         if client is None
-        else OnCluster(client, task, name, patience, longest=pace.longest)
+        else OnCluster(client, task, name, patience, longest=pace.longest, block_seconds=block_seconds)
     )
     n_before = min(len(done), len(blocks))
     dispatch = Dispatch(executor, Lanes(blocks, brick, done), pace, len(blocks) - n_before)
     work = Pass(dispatch, len(blocks), n_before, record, quarantine, name, retries, progress or Silent())
-    work.max_failed_share = max_failed_share
+    work.max_failed_share, work.away_patience = max_failed_share, away_patience
     try:
         result = work.run(clock)
     except BaseException as error:

@@ -6,10 +6,10 @@ import logging
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from unetflow.errors import BlockError, InputError, Interrupted, StageError
+from unetflow.errors import BlockError, InputError, Interrupted, StageError, is_away
 from unetflow.geometry import Block
 from unetflow.runtime.dispatch import Dispatch
 from unetflow.runtime.outcomes import Attempt, Death, Failure, Outcome, Report
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Before this many blocks failed, a high share of failures is no evidence.
 MIN_FAILED = 20
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0  # seconds before a failed block is tried again
+FIRST_WAIT, MAX_WAIT = 1.0, 30.0  # seconds before a store that is away is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,21 @@ class Clock:
         return bool(self.reason())
 
 
+@dataclass
+class _Outage:
+    """A store that does not answer: since when, at which blocks, and how long is waited."""
+
+    since: float = 0.0
+    blocks: set[int] = field(default_factory=set)
+    wait: float = FIRST_WAIT
+    hold_until: float = 0.0
+
+
 class Pass:
     """The books of one pass: what came back, and what follows from it."""
 
     max_failed_share = 0.5
+    away_patience = 300.0
 
     def __init__(
         self,
@@ -87,6 +99,7 @@ class Pass:
         self.total, self.n_before = total, n_before
         self.n_done = self.n_retries = 0
         self.quarantined = array("q")
+        self._outage = _Outage()
 
     def run(self, clock: Clock) -> PassResult:
         """Send, collect and settle until all blocks are settled or a stop drained the rest."""
@@ -147,7 +160,10 @@ class Pass:
         try:
             self.record(number, report)
         except OSError as error:
+            if is_away(error):
+                raise Interrupted(f"{self.name}: the ledger's store is away ({error})") from error
             raise StageError(f"{self.name}: could not record block {number}: {error}") from error
+        self._outage = _Outage()
         self.n_done += 1
         self.progress.advance()
 
@@ -159,7 +175,9 @@ class Pass:
             return
         logger.warning("%s: %s lost; its blocks are tried one by one", self.name, death.failure.worker)
         for block in attempt.blocks:
-            self._send_again(Attempt((block,), attempt.n_tried, is_suspect=death.is_killed))
+            self._send_again(
+                Attempt((block,), attempt.n_tried, is_suspect=death.is_killed, is_gentle=death.is_killed)
+            )
 
     def _fail(self, attempt: Attempt, block: Block, failure: Failure) -> None:
         """Judge a failure of one block: stop the pass, try again, or quarantine."""
@@ -167,13 +185,41 @@ class Pass:
             raise InputError(failure.error)
         if failure.verdict == "stage":
             raise StageError(f"{self.name}, block {block.number} ({block.inner}): {failure.error}")
+        if failure.verdict == "away" and self._wait_for_store(attempt, block, failure):
+            return
         n_tried = attempt.n_tried + (len(attempt.blocks) == 1)
         logger.warning("%s, block %d, on %s: %s", self.name, block.number, failure.worker, failure.error)
         if n_tried > self.retries:
             self._give_up(block, failure)
             return
         delay = min(MAX_DELAY, FIRST_DELAY * 4 ** (n_tried - 1)) if n_tried else 0.0
-        self._send_again(Attempt((block,), n_tried, attempt.is_suspect, failure.worker, time.monotonic() + delay))
+        is_gentle = attempt.is_gentle or failure.verdict == "memory"
+        ready_at = time.monotonic() + delay
+        self._send_again(Attempt((block,), n_tried, attempt.is_suspect, failure.worker, ready_at, is_gentle))
+
+    def _wait_for_store(self, attempt: Attempt, block: Block, failure: Failure) -> bool:
+        """Hold everything back where it is the store that is away, not a block that fails; say whether it is.
+
+        One block that fails in this way, while others succeed, is tried as any other is.
+        """
+        now = time.monotonic()
+        if not self._outage.blocks:
+            self._outage.since = now
+        self._outage.blocks.add(block.number)
+        if len(self._outage.blocks) == 1 and self.total > 1:
+            return False
+        if now - self._outage.since > self.away_patience:
+            raise Interrupted(
+                f"{self.name}: the store is away for {now - self._outage.since:.0f} s ({failure.error}); "
+                "the same command goes on"
+            )
+        if now >= self._outage.hold_until:
+            self._outage.hold_until = now + self._outage.wait
+            logger.warning("%s: the store is away (%s); again in %.0f s", self.name, failure.error, self._outage.wait)
+            self._outage.wait = min(MAX_WAIT, 2 * self._outage.wait)
+            self.dispatch.hold_until = self._outage.hold_until
+        self._send_again(replace(attempt, blocks=(block,), ready_at=self._outage.hold_until))
+        return True
 
     def _send_again(self, attempt: Attempt) -> None:
         self.dispatch.again.append(attempt)
@@ -184,7 +230,9 @@ class Pass:
         if self.quarantine is None:
             stage, _, pass_name = self.name.rpartition("/")
             raise BlockError(stage or "unetflow", pass_name, block.number, failure.error)
-        error = {"error": failure.error, "traceback": failure.traceback, "worker": failure.worker}
+        error: dict[str, Any] = {"error": failure.error, "traceback": failure.traceback, "worker": failure.worker}
+        if failure.input is not None:
+            error["input"] = failure.input
         self.quarantine(block.number, error)
         self.quarantined.append(block.number)
         self.progress.advance()

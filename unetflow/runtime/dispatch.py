@@ -34,6 +34,7 @@ class Dispatch:
         self.again: deque[Attempt] = deque()
         self.load: Counter[str] = Counter()  # attempts in flight, by worker
         self.in_flight = self.suspects_in_flight = 0
+        self.hold_until = 0.0  # monotonic time before which nothing is sent
 
     def is_over(self) -> bool:
         """Say whether nothing is in flight and nothing is left to send."""
@@ -75,6 +76,8 @@ class Dispatch:
 
     def _next(self) -> Attempt | None:
         now = time.monotonic()
+        if now < self.hold_until:
+            return None
         suspect = next((a for a in self.again if a.is_suspect), None)
         if suspect or self.suspects_in_flight:
             return None if suspect is None or suspect.ready_at > now else self._alone(suspect)

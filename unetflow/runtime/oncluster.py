@@ -14,13 +14,30 @@ from typing import TYPE_CHECKING, Any
 from unetflow.errors import Interrupted
 from unetflow.geometry import Block
 from unetflow.runtime.executors import WINDOW
-from unetflow.runtime.outcomes import Attempt, Death, Failure, Outcome, Result, Task, Worked, describe, pack, unpack
+from unetflow.runtime.outcomes import (
+    Attempt,
+    Death,
+    Failure,
+    Outcome,
+    Result,
+    Task,
+    Worked,
+    describe,
+    pack,
+    unpack,
+    whoami,
+)
 from unetflow.runtime.pipeline import PipelinedTask, Slot, is_pipelined, work_through
+from unetflow.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 REFRESH_SECONDS = 1.0  # how often the workers are counted
+_DEATH = (
+    "the worker process died at this block, which it had alone and with one tile at a time: out of memory (use fewer "
+    "--workers, or a smaller [segment] memory, tile or shard), a crash in compiled code, or the end of its job"
+)
 
 _stopped_passes: set[str] = set()  # on a worker: passes whose remaining blocks must not start
 _ahead = Slot()  # on a worker: the block that its next run begins with
@@ -29,7 +46,7 @@ _ahead = Slot()  # on a worker: the block that its next run begins with
 def _work_on_worker(task: bytes, packed: bytes, token: str, longest: float | None) -> Worked:
     """Do the blocks of an attempt; the code is loaded here, so that what fails is told as an outcome."""
     began = time.monotonic()
-    blocks, ahead = pickle.loads(packed)
+    blocks, ahead, is_gentle = pickle.loads(packed)
     try:
         work = unpack(task)
     except Exception as error:
@@ -41,8 +58,9 @@ def _work_on_worker(task: bytes, packed: bytes, token: str, longest: float | Non
         ahead=ahead,
         slot=_ahead,
         token=token,
+        is_gentle=is_gentle,
     )
-    return Worked(list(outcomes), time.monotonic() - began)
+    return Worked(list(outcomes), time.monotonic() - began, whoami())
 
 
 def _within(blocks: Sequence[Block], longest: float | None) -> Iterator[Block]:
@@ -77,6 +95,8 @@ class OnCluster:
         Seconds without any worker after which the pass gives up.
     longest : float, optional
         Seconds after which an attempt starts no further block.
+    block_seconds : float
+        A worker that finishes nothing for so long is taken for hanging, and ended.
 
     Notes
     -----
@@ -93,6 +113,7 @@ class OnCluster:
         name: str,
         patience: float,
         longest: float | None = None,
+        block_seconds: float = math.inf,
     ) -> None:
         from distributed import as_completed
 
@@ -105,6 +126,7 @@ class OnCluster:
         self._n_submitted = 0
         self._completed = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self._seen_at = self._looked_at = time.monotonic()
+        self._watchdog = Watchdog(client, block_seconds)
         self.refresh()
 
     def refresh(self) -> None:
@@ -149,7 +171,7 @@ class OnCluster:
                 _work_on_worker,
                 self._task,
                 # As bytes: the scheduler, which logs its last messages, would make objects of them.
-                pickle.dumps((attempt.blocks, attempt.ahead)),
+                pickle.dumps((attempt.blocks, attempt.ahead, attempt.is_gentle)),
                 self._token,
                 self._longest,
                 key=(self._name, self._n_submitted),  # a tuple: the tasks of a pass are one group
@@ -175,6 +197,7 @@ class OnCluster:
         if time.monotonic() - self._looked_at > REFRESH_SECONDS:
             self._looked_at = time.monotonic()
             results += self._stranded()
+            self._watchdog.look({key: sent_at for key, (_, _, sent_at) in self._in_flight.items()})
         while self._completed.has_ready():
             future, value = next(self._completed)
             if future.key in self._in_flight:
@@ -185,10 +208,11 @@ class OnCluster:
         status = future.status
         attempt = self._forget(future.key)
         if status == "finished" and isinstance(value, Worked):
+            self._watchdog.note(value.worker)
             return attempt, value
         if status != "error":
             raise Interrupted(f"the Dask scheduler was lost (a task is {status}); the same command goes on")
-        return attempt, _death(value[1])
+        return attempt, _death(value[1], self._watchdog)
 
     def _check_client(self) -> None:
         if self._client.status not in ("running", "connecting"):
@@ -211,11 +235,11 @@ class OnCluster:
                 self._client.run(_forget_on_worker, self._token, on_error="ignore")
 
 
-def _death(error: BaseException) -> Death:
+def _death(error: BaseException, watchdog: Watchdog) -> Death:
     """Describe a future that ended in an error: ``work_through`` itself never raises an Exception."""
     from distributed import KilledWorker
 
     if not isinstance(error, KilledWorker):
         return Death(describe(error), is_killed=False)
-    text = "the worker process died at this block: out of memory, a crash in compiled code, or the end of its job"
-    return Death(Failure(text, "", str(error.last_worker.address)), is_killed=True)
+    worker = str(error.last_worker.address)
+    return Death(Failure(watchdog.why_ended(worker) or _DEATH, "", worker), is_killed=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from unetflow.errors import InputError, StageError
+from unetflow.errors import InputError, StageError, is_away
 from unetflow.geometry import Block
 
 Report = dict[str, Any]
@@ -32,14 +32,16 @@ GLOBAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM
 class Failure:
     """Why a block failed: one line, the traceback, and who stopped the pass, if anything did.
 
-    ``verdict`` is "retry", "input" (the user must change something) or "stage" (no block can
-    succeed); ``worker`` is an address, or ``host:pid``.
+    ``verdict`` is "retry", "memory" (try again with less at once), "away" (a store that may come back),
+    "input" (the user must change something) or "stage" (no block can succeed); ``worker`` is an address,
+    or ``host:pid``; ``input`` is what the task says of what it reads for the block.
     """
 
     error: str
     traceback: str
     worker: str
     verdict: str = "retry"
+    input: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Attempt:
         Address of the worker on which they failed.
     ready_at : float
         Monotonic time before which they are not tried again.
+    is_gentle : bool
+        Whether they are to be done with little memory: one at a time, one tile at a time.
     worker : str
         Address of the worker that is to do them.
     ahead : Block, optional
@@ -78,13 +82,14 @@ class Attempt:
     is_suspect: bool = False
     avoid: str = ""
     ready_at: float = 0.0
+    is_gentle: bool = False
     worker: str = ""
     ahead: Block | None = None
 
     @property
     def is_fresh(self) -> bool:
         """Say whether nothing ever went wrong with these blocks."""
-        return not (self.n_tried or self.is_suspect or self.avoid or self.ready_at)
+        return not (self.n_tried or self.is_suspect or self.is_gentle or self.avoid or self.ready_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +102,52 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """What became of the blocks of an attempt that were started, and how long they took."""
+    """What became of the blocks of an attempt that were started, how long they took, and where."""
 
     outcomes: list[Outcome]
     seconds: float
+    worker: str = ""
 
 
 Result = tuple[Attempt, Worked | Death]
 
 
-def describe(error: BaseException) -> Failure:
-    """Put an exception into words, and judge whether another try can help."""
-    verdict, text = "retry", f"{type(error).__name__}: {error}"
-    cause: BaseException | None = error
-    while cause is not None and verdict == "retry":
-        if isinstance(cause, InputError | StageError):
-            verdict, text = ("input" if isinstance(cause, InputError) else "stage"), str(cause)
-        elif isinstance(cause, OSError) and cause.errno in GLOBAL_ERRNOS:
-            verdict, text = "stage", f"{text}{_room_left(cause)}"
-        cause = cause.__cause__
+def describe(error: BaseException, task: Any = None, block: Block | None = None) -> Failure:
+    """Put an exception into words, and judge whether another try can help.
+
+    A task with a method ``inspect(block)`` says what it had before it: that goes into quarantine too.
+    """
+    verdict, text = _judge(error)
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    return Failure(text, "".join(lines), _whoami(), verdict)
+    seen = _inspect(task, block) if verdict == "retry" else None
+    return Failure(text, "".join(lines), whoami(), verdict, seen)
+
+
+def _judge(error: BaseException) -> tuple[str, str]:
+    text = f"{type(error).__name__}: {error}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if is_away(cause):
+            return "away", text
+        if isinstance(cause, InputError | StageError):
+            return ("input" if isinstance(cause, InputError) else "stage"), str(cause)
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError":  # torch's own
+            return "memory", text
+        if isinstance(cause, OSError) and cause.errno in GLOBAL_ERRNOS:
+            return "stage", f"{text}{_room_left(cause)}"
+        cause = cause.__cause__
+    return "retry", text
+
+
+def _inspect(task: Any, block: Block | None) -> dict[str, Any] | None:
+    """Ask the task about its input; what cannot be read says why."""
+    look = getattr(task, "inspect", None)
+    if look is None or block is None:
+        return None
+    try:
+        return dict(look(block))
+    except Exception as error:
+        return {"unreadable": f"{type(error).__name__}: {error}"}
 
 
 def _room_left(error: OSError) -> str:
@@ -130,7 +160,7 @@ def _room_left(error: OSError) -> str:
     return ""
 
 
-def _whoami() -> str:
+def whoami() -> str:
     """Name this worker by its address, or by host and process where there is none."""
     with suppress(ImportError, ValueError):
         from distributed import get_worker

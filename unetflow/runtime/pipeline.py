@@ -83,6 +83,7 @@ def work_through(
     ahead: Block | None = None,
     slot: Slot | None = None,
     token: str = "",
+    is_gentle: bool = False,
 ) -> Generator[Outcome]:
     """Do blocks one after the other, and yield what became of each, in order.
 
@@ -98,26 +99,32 @@ def work_through(
         Where ``ahead`` is left, and where the first block is taken from.
     token : str
         The pass, by which both are known.
+    is_gentle : bool
+        Use little memory: hold one block at a time, and take what the task's ``gently()`` returns, if it has
+        that, for the task.
 
     Notes
     -----
     Reader and writer finish what they began before an exception leaves; but KeyboardInterrupt and
     its like leave at once, and the threads end by themselves after the step in hand.
     """
+    if is_gentle:
+        task = getattr(task, "gently", lambda: task)()
+        return _one_by_one(task, blocks, is_stopped)
     if is_pipelined(task):
         return _Pipeline(task, iter(blocks), is_stopped, ahead, slot or Slot(), token).run()
     return _one_by_one(task, blocks, is_stopped)
 
 
 def _one_by_one(
-    task: Callable[[Block], Report], blocks: Iterable[Block], is_stopped: Callable[[], bool]
+    task: Task | PipelinedTask, blocks: Iterable[Block], is_stopped: Callable[[], bool]
 ) -> Generator[Outcome]:
     remaining = iter(blocks)
     while not is_stopped() and (block := next(remaining, None)) is not None:
         try:
             outcome = Outcome(block.number, report=_checked(task(block)))
         except Exception as error:
-            outcome = Outcome(block.number, failure=describe(error))
+            outcome = Outcome(block.number, failure=describe(error, task, block))
         yield outcome
 
 
@@ -161,17 +168,17 @@ class _Pipeline:
             if storing is not None:
                 wait([loaded, storing[1]], return_when=FIRST_COMPLETED)
                 if storing[1].done():  # told before the next one is computed, which may take long
-                    yield _outcome(*storing)
+                    yield _outcome(self.task, *storing)
                     storing = None
             wait([loaded])
             loading = self._load_next()
             result, error = self._compute(block, loaded)
             if storing is not None:
-                yield _outcome(*storing)
+                yield _outcome(self.task, *storing)
             storing = block, self.writer.call(self.task.store, block, result) if error is None else _failed(error)
             del loaded, result, error  # a block that is done takes no memory while the next one is computed
         if storing is not None:
-            yield _outcome(*storing)
+            yield _outcome(self.task, *storing)
 
     def _load_next(self, *, is_first: bool = False) -> Step | None:
         """Start to read one more block, or the one ahead where this run is at its end."""
@@ -236,12 +243,12 @@ def _failed(error: Exception) -> Future[Any]:
     return future
 
 
-def _outcome(block: Block, stored: Future[Any]) -> Outcome:
+def _outcome(task: PipelinedTask, block: Block, stored: Future[Any]) -> Outcome:
     """Wait for a block's last step, and tell what became of it."""
     try:
         return Outcome(block.number, report=_checked(stored.result()))
     except Exception as error:
-        return Outcome(block.number, failure=describe(error))
+        return Outcome(block.number, failure=describe(error, task, block))
 
 
 def _checked(report: Any) -> Report:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unetflow.errors import InputError
 from unetflow.geometry import Block, BlockGrid, Shape
+from unetflow.stages.inspection import inspect_box
 from unetflow.stages.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class MeasureBlock:
 
     volumes: tuple[Volume, ...]
     samples: Pieces
+
+    def inspect(self, block: Block) -> Report:
+        """Say what the block's voxels are."""
+        index, here = self.samples.locate(block.number)
+        return inspect_box(self.volumes[index], here.inner)
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from unetflow.geometry import Block, Box, Shape
 from unetflow.memory import peak_memory
+from unetflow.stages.inspection import inspect_box
 from unetflow.stages.masks import Mask
 from unetflow.stages.outputs import Output
 from unetflow.stages.pieces import Pieces
@@ -79,6 +80,8 @@ class PredictBlock:
         Bytes of decoded chunks that a process keeps.
     batch : int
         Tiles of a forward pass on a GPU.
+    threads : int, optional
+        Tiles at once on a CPU; absent: the worker's share of the cores.
     """
 
     model: str
@@ -92,6 +95,17 @@ class PredictBlock:
     token: str
     cache: int
     batch: int = 1
+    threads: int | None = None
+
+    def gently(self) -> PredictBlock:
+        """Return the task with one tile at a time: what a worker died of may fit then."""
+        return replace(self, batch=1, threads=1, cache=0)
+
+    def inspect(self, block: Block) -> Report:
+        """Say what the block's own voxels are, for whoever looks into a failure."""
+        index, here = self.pieces.locate(block.number)
+        image = self.images[index]
+        return inspect_box(image.volume, here.inner.shift(image.domain.start))
 
     def __call__(self, block: Block) -> Report:
         return self.store(block, self.compute(block, self.load(block)))
@@ -117,7 +131,7 @@ class PredictBlock:
         predictor = load_predictor(self.model, self.model_digest)
         runner = TileRunner(
             predictor, tiling, self.normalisation[index], image.volume.fill_value,
-            kept_for(self.token, self.cache), self.batch,
+            kept_for(self.token, self.cache), self.batch, self.threads,
         )  # fmt: skip
         head, n_channels = predictor.spec.head, len(output.classes)
         dtype = output.probabilities[0].dtype if output.probabilities else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetflow.geometry import BlockGrid, Box
+from unetflow.stages.admission import missing_of, refuse_large_chunks
 from unetflow.stages.census import Census
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.counting import CountBlock
@@ -62,11 +63,14 @@ def prepare(
     """
     conditions = conditions or Conditions(client)
     made = plan(settings)
+    inputs = [(volume, None) for item in made.items for volume in (item.raw, item.labels)]
+    refuse_large_chunks([volume for volume, _ in inputs], conditions)
+    missing = missing_of(inputs, settings.prepare.missing)
     prints = fingerprint(made)
     with open_work(
         "prepare", settings.run_folder, prints, conditions, overwrite=overwrite, retry_failed=retry_failed
     ) as work:
-        return _prepare(made, work, prints)
+        return {**_prepare(made, work, prints), **missing}
 
 
 def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     settings = plan.settings
     keys = {"data", "prepare", "model"}
     return {
-        "settings": settings.model_dump(mode="json", include=keys),
+        "settings": settings.model_dump(mode="json", include=keys, exclude={"prepare": {"missing"}}),
         "seed": settings.run.seed,
         "inputs": {
             item.title: [v.digest() for v in (item.raw, item.labels, item.mask) if v is not None]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError
+from unetflow.stages.admission import refuse_large_chunks
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES
 from unetflow.stages.figures import Tally, compare, plan_figures
 from unetflow.stages.layout import linked_axes
@@ -76,6 +77,8 @@ def segment(
     conditions = conditions or Conditions(client)
     made = plan(settings, volume, model=model, out=out, roi=roi, mask=mask, axes=axes)
     refuse_foreign(made.out, "segment", overwrite=overwrite)
+    refuse_large_chunks([image.volume for image in made.images], conditions)
+    missing = made.missing()
     prints = fingerprint(made, tta=settings.segment.tta)
     chosen = None if part is None else Part.parse(part)
     if chosen is not None and overwrite:
@@ -84,7 +87,7 @@ def segment(
         "segment", made.out, prints, conditions, overwrite=overwrite, retry_failed=retry_failed, part=chosen
     ) as work:
         if chosen is None:
-            return _segment(made, work, prints)
+            return {**_segment(made, work, prints), **missing}
         _, task = _begin(made, work, prints)
         work.run_pass("predict", task, chosen.of(made.blocks), must_be_whole=False, brick=made.bricks)
         return {"out": made.out, "part": part, **work.totals()}

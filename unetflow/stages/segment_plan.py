@@ -14,6 +14,7 @@ from unetflow.errors import InputError
 from unetflow.forward_memory import forward_bytes
 from unetflow.geometry import BlockGrid, Box, Shape, parse_roi
 from unetflow.memory import format_bytes
+from unetflow.stages.admission import missing_of
 from unetflow.stages.bricks import CHUNK_CACHE_BYTES, choose_brick, plan_reads
 from unetflow.stages.figures import plan_figures, plan_output
 from unetflow.stages.layout import choose_output_layout, linked_axes, on_grid
@@ -94,6 +95,16 @@ class Plan:
 
         return check_room(self.out, *plan_output(self))
 
+    def missing(self) -> dict[str, Any]:
+        """Count the chunk files that are not there.
+
+        Raises
+        ------
+        InputError
+            If there are some and `[segment] missing` refuses them.
+        """
+        return missing_of([(image.volume, image.domain) for image in self.images], self.settings.segment.missing)
+
     def summary(self, *, n_workers: int | None = None, n_threads: int = 1) -> dict[str, Any]:
         """Return what ``--plan`` prints; some blocks are predicted to tell the time, and nothing is written.
 
@@ -129,6 +140,7 @@ class Plan:
             "written": f"{format_bytes(figures.bytes_written)} at most",
             "files": figures.n_files,
             "room": self.room(),
+            **self.missing(),
             "time": time.in_words(),
             "figures": figures.to_json(),
         }
@@ -209,6 +221,7 @@ def _plan_image(
             f"the volume must have the {spec.in_channels} channels that the model was trained on, got "
             f"{volume.n_channels} in {volume.path} (axes {volume.axes}); choose another volume or give --axes"
         )
+    _compare_voxels(segment.voxel_size, volume, facts)
     linked_axes(volume.grid_axes, spec.dims)
     domain = parse_roi(_with_time(roi, volume), volume.shape) if roi else volume.box
     wished = {
@@ -223,6 +236,22 @@ def _plan_image(
     layout = choose_output_layout(tiling, wished["chunk"], wished["shard"])
     over = None if mask is None else lay_over(mask, volume)
     return Image(name, volume, over, domain, tile, layout.chunk, layout.shard, layout.block)
+
+
+def _compare_voxels(policy: str, volume: Volume, facts: dict[str, Any]) -> None:
+    """Tell, or refuse, a volume whose voxels differ from those of the training by more than a twentieth."""
+    trained = tuple(float(v) for v in facts["voxel_size"])[-len(volume.voxel_size) :]
+    if len(trained) != len(volume.voxel_size) or set(trained) == {1.0} or volume.unit is None:
+        return  # without metadata nobody knows
+    if all(abs(here / there - 1) <= 0.05 for here, there in zip(volume.voxel_size, trained, strict=True)):
+        return
+    text = (
+        f"the model was trained on voxels of {trained}, got {volume.voxel_size} {volume.unit} in {volume.path}; resample "
+        "the volume, or train on its like"
+    )
+    if policy == "refuse":
+        raise InputError(text)
+    log.warning('%s (segment.voxel_size = "refuse" would stop here)', text)
 
 
 def _with_time(roi: str, volume: Volume) -> str:

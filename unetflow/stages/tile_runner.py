@@ -64,9 +64,10 @@ class TileRunner:
         fill_value: float,
         kept: Kept,
         batch: int = 1,
+        threads: int | None = None,
     ) -> None:
         self.predictor, self.tiling, self.normalisation = predictor, tiling, normalisation
-        self.fill_value, self.kept, self.batch = fill_value, kept, batch
+        self.fill_value, self.kept, self.batch, self.threads = fill_value, kept, batch, threads
         self.n_passes = 0
 
     def parts(self, loaded: Loaded, box: Box) -> Iterator[tuple[Box, Float32]]:
@@ -108,7 +109,7 @@ class TileRunner:
         def over(tile: Tile, p: Float32) -> tuple[Tile, Float32]:
             return tile, p[(slice(None), *tile.seen)].reshape(len(p), *(1,) * n_lead, *self.tiling.tile[n_lead:])
 
-        threads = threads_of_a_task()
+        threads = self.threads or threads_of_a_task()
         for p in self.predictor.each(inputs(), tta=self.tiling.tta, threads=threads, batch=self.batch):
             while waiting[0][1]:
                 yield over(waiting.pop(0)[0], self._answer_of_nothing(loaded))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetflow.geometry import Block, Shape
+from unetflow.stages.inspection import inspect_box
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.truth import Truth
 from unetflow.stages.work import Report
@@ -31,6 +32,11 @@ class WeighBlock:
     sigma: float
     tolerance: float
     border_where: str
+
+    def inspect(self, block: Block) -> Report:
+        """Say what the block's labels are."""
+        index, here = self.pieces.locate(block.number)
+        return inspect_box(self.truths[index].item.labels, here.inner)
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""

@@ -42,12 +42,15 @@ class Conditions:
         Asked before each new block; true ends the stage so that the same command goes on.
     deadline : float, optional
         Monotonic time after which no new block starts.
+    block_seconds : float
+        A worker that finishes nothing for so long is ended, and its blocks are tried elsewhere.
     """
 
     client: Any = None
     progress: Any = None
     should_stop: Callable[[], bool] | None = None
     deadline: float | None = None
+    block_seconds: float = 3600.0
 
     @property
     def n_workers(self) -> int:
@@ -152,6 +155,7 @@ class Work:
             progress=self.conditions.progress,
             should_stop=self.conditions.should_stop,
             deadline=self.conditions.deadline,
+            block_seconds=self.conditions.block_seconds,
         )
         self.ledger.flush()
         self.blocks += len(blocks)

@@ -6,6 +6,7 @@ Handles are cached per process: a worker opens each array once, however many blo
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from unetflow.failpoints import fail_point
 from unetflow.geometry import BlockGrid, Box
 from unetflow.storage import folders
 from unetflow.storage import store as stores
+from unetflow.storage.bounded import bounded
 from unetflow.storage.header import header_check
 from unetflow.storage.store import Json, Node
 
@@ -87,6 +89,7 @@ def array_of(node: Node, store: Store) -> zarr.Array[Any]:
         metadata: ArrayV2Metadata | ArrayV3Metadata
         if node.zarr_format == 3:
             metadata = ArrayV3Metadata.from_dict(_with_plain_transpose(node.metadata))
+            metadata = dataclasses.replace(metadata, codecs=bounded(metadata.codecs))
         else:
             metadata = ArrayV2Metadata.from_dict({**node.metadata, "attributes": node.attributes})
         config = ArrayConfig(order=getattr(metadata, "order", "C"), write_empty_chunks=False)

@@ -6,7 +6,8 @@ issue 228). Both formats tell their sizes in the first bytes.
 
 Notes
 -----
-Chunks inside shards and chunks with filters are not looked at, nor are other compressors.
+Chunks inside shards are looked at by `bounded`; chunks with filters, and compressors of Zarr v2 other
+than these two, by nobody.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def header_check(node: Node, array: zarr.Array[Any]) -> Check | None:
     name = _compressor(node)
     n_bytes = math.prod(array.chunks) * array.dtype.itemsize
     if name == "blosc":
-        return lambda head, length: _check_blosc(head, length, n_bytes)
+        return lambda head, length: check_blosc(head, length, n_bytes)
     if name == "zstd":
-        return lambda head, length: _check_zstd(head, n_bytes)
+        return lambda head, length: check_zstd(head, n_bytes)
     return None
 
 
@@ -47,7 +48,8 @@ def _compressor(node: Node) -> str:
     return plain[0] if len(plain) == 1 else ""
 
 
-def _check_blosc(head: bytes, length: int, n_bytes: int) -> None:
+def check_blosc(head: bytes, length: int, n_bytes: int) -> None:
+    """Compare the sizes of a blosc header, before and after compression, with the file's and the chunk's."""
     raw, stored = int.from_bytes(head[4:8], "little"), int.from_bytes(head[12:16], "little")
     if len(head) < 16 or stored != length:
         raise ValueError(f"{length} bytes are stored, its header says {stored}")
@@ -55,7 +57,7 @@ def _check_blosc(head: bytes, length: int, n_bytes: int) -> None:
         raise ValueError(f"its header says {raw} bytes of voxels, a chunk has {n_bytes}")
 
 
-def _check_zstd(head: bytes, n_bytes: int) -> None:
+def check_zstd(head: bytes, n_bytes: int) -> None:
     """Read the frame content size (RFC 8878, section 3.1.1.1), where the frame tells it."""
     if head[:4] != _ZSTD_MAGIC or len(head) < 6:
         raise ValueError("it does not start as zstd does")

@@ -184,6 +184,26 @@ class Volume:
 
         return found if each_stored(self.path, visit) else [np.ones(len(grid), bool) for grid in grids]
 
+    def count_stored(self, box: Box) -> int | None:
+        """Return how many stored files a box would read; None where the store cannot be listed."""
+        order = [self.axes.index(a) for a in self.grid_axes]
+        n_found = 0
+
+        def visit(starts: Integers, stops: Integers) -> None:
+            nonlocal n_found
+            inside = (starts[:, order] < box.stop) & (stops[:, order] > box.start)
+            n_found += int(inside.all(axis=1).sum())
+
+        return n_found if each_stored(self.path, visit) else None
+
+    @cached_property
+    def files_across_channels(self) -> int:
+        """How many files lie beside one another along the channel axis."""
+        if not self.has_channels:
+            return 1
+        length = arrays.grid_of(arrays.open_array(self.path, version=self._version))[self.axes.index("c")]
+        return -(-self.n_channels // length)
+
     def stored_extent(self) -> Box:
         """Return the smallest box that holds all stored files; the volume where there are none to list."""
         order = [self.axes.index(a) for a in self.grid_axes]

@@ -363,7 +363,7 @@ def test_a_pass_in_bricks_does_one_after_the_other() -> None:
 
 def test_a_run_ends_when_its_time_is_over_and_tells_what_was_done() -> None:
     blocks = tuple(grid(5))
-    packed = pickle.dumps((blocks, None))
+    packed = pickle.dumps((blocks, None, False))
     for longest, n_done in [(0.0, 1), (60.0, 5), (None, 5)]:
         worked = oncluster._work_on_worker(pack(passes), packed, "p", longest)
         assert [o.number for o in worked.outcomes] == list(range(n_done))
