@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from unetflow.errors import InputError, Interrupted, StageError
+from unetflow.errors import InputError, Interrupted, StageError, is_away
 
 Result = dict[str, Any]
 COUNT_FILE = "UNETFLOW_COUNT_FILE"  # set by cluster/submit.*
@@ -90,6 +90,8 @@ def run_stage(
     except KeyboardInterrupt:
         _fail(common, Interrupted("stopped at once"), EXIT_AGAIN, f"to go on:\n  {_same_command()}")
     except (StageError, OSError) as error:
+        if is_away(error):
+            _fail(common, error, EXIT_AGAIN, f"when it is back, give the same command again:\n  {_same_command()}")
         _fail(common, error, EXIT_FAILED)
     raise AssertionError("unreachable")
 
@@ -113,9 +115,16 @@ def _run_on_cluster(
         watch = LastStart(make_progress(quiet=common.quiet), should_stop, deadline, is_walltime=is_walltime)
         try:
             with open_client(name, workers=common.workers, options=options, log_folder=logs) as client:
-                return work(Conditions(client, watch, watch, deadline))
+                return work(Conditions(client, watch, watch, deadline, block_seconds=_block_seconds(common)))
         finally:
             _tell_script(watch.n_recorded + TrainingDisplay.n_saved)
+
+
+def _block_seconds(common: Common) -> float:
+    """Return how long a worker may take for a block: that of the project file, if one is read."""
+    from unetflow.settings import load_settings
+
+    return 60 * load_settings(common.config, common.sets or ()).cluster.block_minutes
 
 
 def _tell_script(n_recorded: int) -> None:

@@ -246,8 +246,8 @@ def _compare_voxels(policy: str, volume: Volume, facts: dict[str, Any]) -> None:
     if all(abs(here / there - 1) <= 0.05 for here, there in zip(volume.voxel_size, trained, strict=True)):
         return
     text = (
-        f"the model was trained on voxels of {trained}, got {volume.voxel_size} {volume.unit} in {volume.path}; resample "
-        "the volume, or train on its like"
+        f"the model was trained on voxels of {trained}, got {volume.voxel_size} {volume.unit} in {volume.path}; "
+        "resample the volume, or train on its like"
     )
     if policy == "refuse":
         raise InputError(text)
