@@ -154,6 +154,9 @@ class Segment(Record):
     dtype: Literal["uint8", "float16", "float32"] = Field("uint8", description="of the probabilities; uint8 is p * 255")
     threshold: Fraction = Field(0.5, description="of the foreground probability, for two classes")
     min_size: int = Field(0, ge=0, description="objects with fewer voxels are dropped")
+    fill_holes: bool | Positive = Field(
+        False, description="fill what objects enclose, by faces: true = all holes, N = those of at most N voxels"
+    )
     instances: Literal["components", "watershed"] = Field(
         "components", description="how objects are told apart: where they do not touch, or flooded from seeds"
     )

@@ -1,73 +1,105 @@
-"""Find the objects of a segmentation in what was stored of it."""
+"""Find the objects of a segmentation in what was stored of it, and write the table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from unetflow.geometry import BlockGrid
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
+from unetflow.stages.holes import fill_holes
 from unetflow.stages.layout import linked_axes
+from unetflow.stages.object_table import Measured, write_object_tables
+from unetflow.stages.outputs import widen_instances
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.stored import stored_only
 from unetflow.stages.watershed import Flooding, flood_volumes
 from unetflow.stages.work import private_place
 
 if TYPE_CHECKING:
+    from unetflow.stages.components import Widen
     from unetflow.stages.outputs import Output
     from unetflow.stages.segment_plan import Plan
     from unetflow.stages.work import Work
     from unetflow.storage.volume import Volume
 
 
-def find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> list[int]:
-    """Write the instances and return the number of objects of each image.
+def find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> tuple[list[int], tuple[Output, ...]]:
+    """Write instances and their table; return the number of objects of each image, and the outputs.
 
-    They are the components of the stored classes above 0, or, for ``instances = "watershed"``,
-    what the seeds among the stored probabilities flood of them.
+    Objects are the components of the stored classes above 0, or, for ``instances = "watershed"``,
+    what the seeds flood of them. Outputs come back with wider instances where 32 bits were too few.
     """
     from unetflow.storage.folders import remove
 
-    settings = made.settings.segment
     scratch = private_place(made.out, "labelling")
     if work.ledger.value("scratch") is None:  # what an overwritten run left may be cut otherwise
         remove(scratch)
         work.ledger.set_value("scratch", True)
+    found = list(outputs)
+
+    def widen(index: int) -> Volume:
+        found[index] = replace(found[index], instances=widen_instances(made, made.images[index]))
+        return found[index].instances[0]
+
+    def passes() -> list[int]:
+        counts = _label(made, work, outputs, scratch, widen)
+        write_object_tables(work, tuple(_measured(made, i, o) for i, o in enumerate(found)), counts, scratch)
+        return counts
+
+    return [int(n) for n in work.once("objects", passes)], tuple(found)
+
+
+def _label(made: Plan, work: Work, outputs: Sequence[Output], scratch: str, widen: Widen) -> list[int]:
+    settings = made.settings.segment
+    common: dict[str, Any] = {"connectivity": settings.connectivity, "min_size": settings.min_size, "scratch": scratch}
+    classes = _classes(made, work, outputs, scratch)
     if settings.instances == "watershed":
         return flood_volumes(
             work,
-            tuple(_flooding(made, scratch, number, output) for number, output in enumerate(outputs)),
+            tuple(_flooding(made, scratch, number, output, classes[number]) for number, output in enumerate(outputs)),
             seed_threshold=settings.seed_threshold,
             seed_size=settings.seed_size,
-            connectivity=settings.connectivity,
-            min_size=settings.min_size,
-            scratch=scratch,
+            widen=widen,
+            **common,
         )
-    jobs = tuple(_labelling(made, scratch, number, output) for number, output in enumerate(outputs))
-    pieces = Pieces(tuple(job.grid for job in jobs))
-    return label_volumes(
-        work,
-        jobs,
-        is_foreground,
-        only=stored_only(pieces, [job.source for job in jobs]).numbers,
-        connectivity=settings.connectivity,
-        min_size=settings.min_size,
-        scratch=scratch,
+    jobs = tuple(
+        _labelling(made, f"{scratch}/fragments-{number}", number, classes[number], output.instances[0])
+        for number, output in enumerate(outputs)
     )
+    pieces = Pieces(tuple(job.grid for job in jobs))
+    only = stored_only(pieces, classes).numbers
+    return label_volumes(work, jobs, is_foreground, only=only, widen=widen, **common)
 
 
-def _labelling(made: Plan, scratch: str, number: int, output: Output) -> Labelling:
-    classes, instances = output.classes[0][0], output.instances[0]
-    fragments = _scratch_array(f"{scratch}/fragments-{number}", instances)
-    return Labelling(classes, fragments, instances, *_cut(made, number))
+def _classes(made: Plan, work: Work, outputs: Sequence[Output], scratch: str) -> list[Volume]:
+    """Return the classes that objects are made of: as stored, or with their holes filled."""
+    stored = [output.classes[0][0] for output in outputs]
+    wanted = made.settings.segment.fill_holes
+    if wanted is False:
+        return stored
+    holes = tuple(
+        _labelling(made, f"{scratch}/background-{n}", n, c, _scratch_array(f"{scratch}/holes-{n}", o.instances[0]))
+        for n, (c, o) in enumerate(zip(stored, outputs, strict=True))
+    )
+    filled = tuple(
+        _scratch_array(f"{scratch}/filled-{n}", o.instances[0], "uint8") for n, o in enumerate(outputs)
+    )
+    fill_holes(work, holes, filled, None if wanted is True else wanted, scratch)
+    return list(filled)
 
 
-def _flooding(made: Plan, scratch: str, number: int, output: Output) -> Flooding:
+def _labelling(made: Plan, fragments: str, number: int, classes: Volume, target: Volume) -> Labelling:
+    return Labelling(classes, _scratch_array(fragments, target), target, *_cut(made, number))
+
+
+def _flooding(made: Plan, scratch: str, number: int, output: Output, classes: Volume) -> Flooding:
     instances = output.instances[0]
     grid, linked = _cut(made, number)
     return Flooding(
         probabilities=output.probabilities[0],
-        classes=output.classes[0][0],
+        classes=classes,
         fragments=_scratch_array(f"{scratch}/fragments-{number}", instances),
         seeds=_scratch_array(f"{scratch}/seeds-{number}", instances),
         flooded=_scratch_array(f"{scratch}/flooded-{number}", instances),
@@ -78,6 +110,12 @@ def _flooding(made: Plan, scratch: str, number: int, output: Output) -> Flooding
     )
 
 
+def _measured(made: Plan, number: int, output: Output) -> Measured:
+    probabilities = output.probabilities[0] if output.probabilities else None
+    folder = made.folder_of(made.images[number])
+    return Measured(output.instances[0], probabilities, folder, _cut(made, number)[1])
+
+
 def _cut(made: Plan, number: int) -> tuple[BlockGrid, tuple[bool, ...]]:
     """Return the blocks of an image, and the axes along which its objects hang together."""
     image = made.images[number]
@@ -85,13 +123,14 @@ def _cut(made: Plan, number: int) -> tuple[BlockGrid, tuple[bool, ...]]:
     return BlockGrid(image.domain.relative_to(image.domain), image.shard), linked
 
 
-def _scratch_array(path: str, like: Volume) -> Volume:
-    """Create, or find, an array for temporary ids, cut as another is."""
+def _scratch_array(path: str, like: Volume, dtype: str = "uint32") -> Volume:
+    """Create, or find, a temporary array that is cut as another is."""
     from unetflow.storage.store import find_node
     from unetflow.storage.volume import create_array, open_volume
 
     if find_node(path) is None:
         create_array(
-            path, axes=like.axes, shape=like.shape, dtype="uint32", chunk=like.chunk, shard=like.shard
-        )
+            path, axes=like.axes, shape=like.shape, dtype=dtype, chunk=like.chunk, shard=like.shard,
+            voxel_size=like.voxel_size,
+        )  # fmt: skip
     return open_volume(path, axes=like.axes)

@@ -125,7 +125,7 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         log.warning("blocks %s have no result yet; objects and pyramid wait for them", work.quarantined[:5])
     else:
         if "instances" in made.settings.segment.outputs:
-            objects = find_objects(made, work, outputs)
+            objects, outputs = find_objects(made, work, outputs)
         build_pyramids(work, [o.probabilities for o in outputs], is_labels=False)
         labels = [levels for o in outputs for levels in (*o.classes, o.instances)]
         build_pyramids(work, labels, is_labels=True, name="label-pyramid")

@@ -288,6 +288,8 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
         keep.add("overlap")
     if settings.instances == "watershed":
         keep |= {"seed_threshold", "seed_size"}
+    if settings.fill_holes is not False:
+        keep.add("fill_holes")
     return {
         "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
         "inputs": {

@@ -50,6 +50,15 @@ def content_of(path: str) -> list[str]:
     return [name for name in names if name != PRIVATE_FOLDER]
 
 
+def put_file(path: str, file: str | os.PathLike[str]) -> None:
+    """Put a finished local file in place, whole, at a path or URL."""
+    if stores.is_url(path):
+        Objects(stores.parent(path)).upload(path.rpartition("/")[2], os.fspath(file))
+    else:
+        part = shutil.copyfile(file, f"{path}.part")  # the file may come from another disk
+        os.replace(part, path)
+
+
 def remove(path: str) -> None:
     """Remove a file or a folder with all that it holds, if it is there."""
     if stores.is_url(path):

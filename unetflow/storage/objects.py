@@ -39,6 +39,10 @@ class Objects:
         """Write an object whole, in the place of what was there."""
         self._run(self._fs._pipe_file(self._path(name), content))
 
+    def upload(self, name: str, file: str) -> None:
+        """Write an object from a local file, which need not fit memory."""
+        self._run(self._fs._put_file(file, self._path(name)))
+
     def create(self, name: str, content: bytes) -> bool:
         """Write an object that is not there yet, and say whether it was not.
 
