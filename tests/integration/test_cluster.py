@@ -195,3 +195,26 @@ def test_a_signal_while_waiting_for_the_queue_cancels_the_job(queue: Path) -> No
         stop.set("SIGTERM")
         with open_client("slurm", log_folder=queue / "logs", options={"options": OPTIONS}):
             pass
+
+
+def test_workers_added_in_the_middle_of_a_run_speed_it_up_and_taking_them_away_loses_nothing(tmp_path: Path) -> None:
+    done: dict[int, dict[str, Any]] = {}
+    times: list[float] = []
+    n_blocks = 100
+    with open_client("local", workers=1, log_folder=tmp_path) as client:
+        assert client is not None
+
+        def record(number: int, report: dict[str, Any]) -> None:
+            done[number] = report
+            times.append(time.monotonic())
+            if len(done) == 10:
+                client.cluster.scale(4)
+            elif len(done) == 75:
+                client.cluster.scale(1)
+
+        grid = BlockGrid(Box.of_shape((n_blocks,)), (1,))
+        run_pass(Marked(str(tmp_path), 0.25), grid, client=client, record=record, name="p", run_length=1)
+    assert sorted(done) == list(range(n_blocks))
+    assert len({report["pid"] for report in done.values()}) >= 4
+    alone, together = (times[9] - times[0]) / 9, (times[74] - times[54]) / 20
+    assert together < 0.7 * alone, f"{alone:.2f} s a block alone, {together:.2f} s with four workers"

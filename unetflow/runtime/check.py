@@ -17,7 +17,6 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +73,11 @@ def refuse_skew(client: Client) -> None:
                 )
 
 
-def look_at_worker(folder: str, token: str, paths: Sequence[str], dask_worker: Any = None) -> Facts:
-    """Tell what this worker has and sees; runs on the worker, which Dask hands in."""
-    worker = dask_worker
+def look_at_worker(folder: str, token: str, paths: Sequence[str]) -> Facts:
+    """Tell what this worker has and sees; runs on the worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
     facts: Facts = {
         "host": socket.gethostname(),
         "job": next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), None),
@@ -143,6 +144,7 @@ def check_cluster(
 
     wants_gpu = bool(read_cluster(cluster, options).options.get("gpus")) if cluster != "none" else False
     run, token = Path(run_folder).absolute(), uuid.uuid4().hex
+    is_new = not run.exists()
     place = run / f".unetflow-check-{token[:8]}"
     try:
         place.mkdir(parents=True)
@@ -158,14 +160,14 @@ def check_cluster(
             skew, doubt = _clock(client)
             address = next(iter(client.nthreads()))
             paths = [os.path.abspath(path) for path in inputs if "://" not in path]
-            found = client.run(look_at_worker, str(place), token, paths, workers=[address])[address]
+            found = client.submit(look_at_worker, str(place), token, paths, workers=[address], pure=False).result()
             is_back = _comes_back(place / "worker", token) if found["write_error"] is None else False
             dashboard = client.dashboard_link
     finally:
         shutil.rmtree(place, ignore_errors=True)
-        with suppress(OSError):  # logs, or a run, are there
-            run.rmdir()
-    problems = _problems(found, token, is_back=is_back, skew=skew, doubt=doubt, run=run, wants_gpu=wants_gpu)
+    if is_new:  # after an error the logs are wanted
+        shutil.rmtree(run, ignore_errors=True)
+    problems = problems_of(found, token, is_back=is_back, skew=skew, doubt=doubt, run=run, wants_gpu=wants_gpu)
     return {
         "cluster": cluster, "host": found["host"], "job": found["job"], "startup_seconds": round(seconds, 1),
         "cores": found["cores"], "threads": found["threads"],
@@ -197,9 +199,22 @@ def _comes_back(file: Path, token: str) -> bool:
     return False
 
 
-def _problems(
+def problems_of(
     found: Facts, token: str, *, is_back: bool, skew: float, doubt: float, run: Path, wants_gpu: bool
 ) -> list[str]:
+    """Say what a run would fail at, from what a worker found.
+
+    Parameters
+    ----------
+    found : dict
+        Of `look_at_worker`.
+    token : str
+        What the worker should have read.
+    is_back : bool
+        Whether what it wrote was seen here.
+    skew, doubt : float
+        How far its clock is ahead, and the doubt in that, in seconds.
+    """
     problems = []
     if found["write_error"] is not None:
         problems.append(f"the worker on {found['host']} cannot write to {run} ({found['write_error']})")
