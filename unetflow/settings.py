@@ -121,7 +121,8 @@ class Train(Record):
 
     steps: Positive | None = Field(None, description="optimiser steps; absent with epochs absent: 10000")
     epochs: Positive | None = Field(None, description="passes over the training patches, instead of steps")
-    batch_size: Positive = Field(1, description="patches a step")
+    batch_size: Positive = Field(1, description="patches of one forward pass, shared by the ranks")
+    accumulate: Positive = Field(1, description="batches whose gradients are added up before a step")
     optimizer: OptimizerName = Field("sgd", description="sgd with momentum, adam or adamw")
     learning_rate: float | None = Field(None, gt=0, description="absent: 0.001; 0.0001 for the keras preset")
     momentum: float = Field(0.99, ge=0, lt=1, description="of sgd")
@@ -131,12 +132,18 @@ class Train(Record):
         "cross_entropy", description="weighted by the weight map"
     )
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, float32 on a CPU")
+    compile: bool = Field(False, description="have torch compile the network: minutes at first, then faster steps")
     checkpoint_minutes: float = Field(10.0, gt=0, description="between two checkpoints")
     validate_every: Positive | None = Field(None, description="steps between two validations; absent: an epoch")
+    monitor: str = Field("loss", description="validation score that chooses the best weights: loss, dice, iou ...")
+    patience: Positive | None = Field(
+        None, description="validations without a better score after which training ends; absent: all steps are done"
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="decay of an average of the weights, for instance 0.999; absent: none"
     )
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient; absent: none")
+    tensorboard: bool = Field(False, description="write for TensorBoard too, into RUN/tensorboard")
     flips: bool = Field(True, description="mirror patches at random")
     turns: bool = Field(True, description="turn patches by quarters where the shape and voxel size allow")
     brightness: float = Field(0.0, ge=0, description="deviation of a random offset, in normalised intensity")

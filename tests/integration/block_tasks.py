@@ -111,29 +111,3 @@ FAULTS: dict[str, Callable[[], None]] = {
 def count(folder: str | Path, kind: str, number: int | str = "*") -> int:
     """Count the marker files of a block."""
     return sum(1 for _ in Path(folder).glob(f"{kind}-{number}-*"))
-
-
-def train_like(
-    rank: int,
-    world: int,
-    emit: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[], bool],
-    *,
-    folder: str,
-    steps: int,
-    deaths: int = 0,
-    seconds: float = 0.0,
-) -> dict[str, Any]:
-    """Count steps in a checkpoint file, and die in the middle ``deaths`` times."""
-    checkpoint = Path(folder, "checkpoint")
-    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    Path(folder, f"started-rank-{uuid.uuid4().hex}").touch()
-    for step in range(first, steps):
-        if should_stop():
-            return {"step": step, "is_stopped": True}
-        if step == steps // 2 and count(folder, "started", "rank") <= deaths:
-            _die()
-        time.sleep(seconds)
-        checkpoint.write_text(str(step + 1))
-        emit({"step": step})
-    return {"step": steps, "is_stopped": False, "pid": os.getpid()}

@@ -52,6 +52,7 @@ class Batch(NamedTuple):
     image: Floats
     target: Array
     weight: Array
+    numbers: tuple[int, ...] = ()  # places of the rows in the endless sequence of samples
 
 
 def as_float(image: Array, numbers: npt.NDArray[np.int64]) -> Floats:
@@ -95,6 +96,9 @@ class Batches:
     ----------
     source : PatchSource
     batch_size : int
+        Patches a step.
+    rows : sequence of int, optional
+        The rows of each batch to make, for one of several ranks; absent: all of them.
     seed : int
     first_step : int
         Batches of steps before it were used already.
@@ -106,6 +110,8 @@ class Batches:
         Patches kept in memory; at least two shards.
     n_ahead : int
         Number of batches made ahead.
+    place : callable
+        ``place(batch)`` is what the iterator yields, and is called by the thread that makes them.
     """
 
     def __init__(
@@ -119,14 +125,18 @@ class Batches:
         augmentation: Augmentation | None = None,
         memory_bytes: int = 4 * 2**30,
         n_ahead: int = 2,
+        rows: Sequence[int] | None = None,
+        place: Callable[[Batch], Any] = lambda batch: batch,
     ) -> None:
         if len(source) == 0:
             raise InputError("training needs at least 1 patch, got 0; prepare more of them")
         self._source, self._batch_size, self._seed = source, batch_size, seed
+        self._rows = range(batch_size) if rows is None else rows
+        self._place = place
         self._prepare, self._augmentation = prepare, augmentation
         self._shards = _Shards(source, memory_bytes)
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(max(1, n_ahead))
+        self._queue: queue.Queue[Any] = queue.Queue(max(1, n_ahead))
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(first_step,), daemon=True)
         self._thread.start()
@@ -137,10 +147,10 @@ class Batches:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
@@ -155,7 +165,7 @@ class Batches:
     def _run(self, step: int) -> None:
         while not self._is_closed.is_set():
             try:
-                item: Batch | BaseException = self._make(step)
+                item: Any = self._place(self._make(step))
             except BaseException as cause:  # handed over to the thread that asks
                 item = cause
             self._put(item)
@@ -163,7 +173,7 @@ class Batches:
                 return
             step += 1
 
-    def _put(self, item: Batch | BaseException) -> None:
+    def _put(self, item: Any) -> None:
         while not self._is_closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)
@@ -171,20 +181,20 @@ class Batches:
                 continue
 
     def _make(self, step: int) -> Batch:
-        first = step * self._batch_size
-        positions = range(first, first + self._batch_size)
+        positions = tuple(step * self._batch_size + row for row in self._rows)
         numbers = np.array([self._number(position) for position in positions], np.int64)
         image, target, weight = self._shards.read(numbers)
         for position in positions:  # the shard wanted half a memory later is read meanwhile
             self._shards.fetch(self._number(position + self._shards.span))
         image = self._prepare(image, numbers)
         if self._augmentation is None:
-            return Batch(image, target, weight)
+            return Batch(image, target, weight, positions)
         changed = [
             augment(i, t, w, self._augmentation, np.random.default_rng((self._seed, _AUGMENT, position)))
             for i, t, w, position in zip(image, target, weight, positions, strict=True)
         ]
-        return Batch(*(np.stack(arrays) for arrays in zip(*changed, strict=True)))
+        image, target, weight = (np.stack(arrays) for arrays in zip(*changed, strict=True))
+        return Batch(np.asarray(image, np.float32), target, weight, positions)
 
     def _number(self, position: int) -> int:
         """Return the patch at a position of the endless sequence of epochs."""
@@ -241,9 +251,21 @@ class _Shards:
         self._kept.clear()
 
 
-def in_order(source: PatchSource, batch_size: int, prepare: Prepare = as_float) -> Iterator[Batch]:
-    """Yield every patch once, by number, as it is; the last batch may be smaller."""
-    for first in range(0, len(source), batch_size):
+def in_order(
+    source: PatchSource, batch_size: int, prepare: Prepare = as_float, number: int = 0, every: int = 1
+) -> Iterator[Batch]:
+    """Yield every patch once, by number, as it is; the last batch may be smaller.
+
+    Parameters
+    ----------
+    source : PatchSource
+    batch_size : int
+    prepare : callable
+        As for `Batches`.
+    number, every : int
+        Of each ``every`` batches yield that of this number alone: ranks share them so.
+    """
+    for first in range(number * batch_size, len(source), every * batch_size):
         numbers = np.arange(first, min(len(source), first + batch_size))
         image, target, weight = source.read(numbers.tolist())
         yield Batch(prepare(image, numbers), target, weight)

@@ -11,7 +11,7 @@ from unetflow.failpoints import fail_point
 
 COLUMNS = (
     "step", "epoch", "learning_rate", "loss", "gradient_norm",
-    "validation_loss", "pixel_error", "dice", "iou", "seconds",
+    "validation_loss", "pixel_error", "dice", "iou", "adapted_rand_error", "seconds",
 )  # fmt: skip
 
 

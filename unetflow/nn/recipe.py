@@ -20,6 +20,9 @@ class Recipe:
     learning_rate : float
     batch_size : int
         Patches a step. The paper has 1 large one, and a high momentum to make up for it.
+    accumulate : int
+        Batches whose gradients are added up before a step: it sees ``batch_size * accumulate``
+        patches in the memory that ``batch_size`` of them need.
     optimizer : {"sgd", "adam", "adamw"}
     momentum : float
         Of SGD; 0.99 in the paper.
@@ -34,8 +37,14 @@ class Recipe:
         Largest norm of the gradient.
     ema : float
         Decay of the running average of the weights; 0 for none.
+    compile : bool
+        Have torch compile the network for its device.
     validate_every : int, optional
         Steps from one validation to the next; absent: once an epoch.
+    monitor : str
+        The validation score by which the best weights are chosen (`unetflow.nn.scores`).
+    patience : int, optional
+        Validations in a row without a better score after which training ends; absent: none does.
     checkpoint_minutes : float
     seed : int
     augmentation : Augmentation
@@ -46,6 +55,7 @@ class Recipe:
     steps: int
     learning_rate: float
     batch_size: int = 1
+    accumulate: int = 1
     optimizer: OptimizerName = "sgd"
     momentum: float = 0.99
     weight_decay: float = 0.0
@@ -55,7 +65,10 @@ class Recipe:
     precision: str = "auto"
     clip: float | None = None
     ema: float = 0.0
+    compile: bool = False
     validate_every: int | None = None
+    monitor: str = "loss"
+    patience: int | None = None
     checkpoint_minutes: float = 10.0
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -66,7 +79,12 @@ class Recipe:
             raise InputError(f"loss must be cross_entropy or cross_entropy+dice, got '{self.loss}'; use cross_entropy")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, got {self.ema}; use 0.999, or 0 for none")
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "accumulate", "patience"):
+            if (getattr(self, name) or 0) < 1 and (name != "patience" or self.patience is not None):
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; use 1")
         learning_rate_at(self.schedule, 0, self.steps, self.learning_rate)
+
+    @property
+    def patches_a_step(self) -> int:
+        """Patches that one step sees."""
+        return self.batch_size * self.accumulate

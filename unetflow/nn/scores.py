@@ -6,6 +6,7 @@ patches, and the ratios are taken once, at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,25 @@ class Tally:
         arrays = (array.cpu().numpy() for array in (guess_BS, truth_BS, valid_BS))
         for guess, truth, valid in zip(*arrays, strict=True):
             self._pairs += joined_pairs(guess, truth & valid)
+
+    def add_up(self, total: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Put in place of the counts those of all ranks; each must have counted a batch.
+
+        Parameters
+        ----------
+        total : callable
+            Sums a tensor over the ranks.
+        device : torch.device
+            Where that tensor must be.
+        """
+        assert self._counts is not None
+        numbers = [self._loss, self._n_voxels, self._wrong, self._valid, *self._pairs.tolist()]
+        one = torch.cat([torch.tensor(numbers, dtype=torch.float64), self._counts.flatten().double()])
+        sums = total(one.to(device)).cpu()
+        self._loss, self._n_voxels = sums[:2].tolist()
+        self._wrong, self._valid = (int(number) for number in sums[2:4].tolist())
+        self._pairs = sums[4:7].numpy()
+        self._counts = sums[7:].view_as(self._counts)
 
     def scores(self) -> dict[str, float]:
         """Return loss, pixel_error, dice, iou and adapted_rand_error over all that was counted.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unetflow.architecture import Shape, UNetSpec
+from unetflow.nn.dropout import SampleDropout
 
 # Chosen by the number of axes; the 2-D and 3-D classes share no typed parent.
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -60,7 +61,7 @@ class UNet(nn.Module):
         self.contract = nn.ModuleList(_convolutions(spec, level, inputs[level]) for level in range(spec.depth + 1))
         self.pool = nn.ModuleList(_POOL[spec.dims](window) for window in spec.pool)
         # The released network drops out before the skip leaves, so both ways see it.
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = SampleDropout(spec.dropout)
         self.up = nn.ModuleList(_up(spec, level) for level in levels)
         self.join = nn.ModuleList(_convolutions(spec, level, width * spec.channels(level)) for level in levels)
         self.extra = _extra(spec)

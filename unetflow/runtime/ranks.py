@@ -1,32 +1,66 @@
-"""Run one long function on a worker: it tells events, can be stopped, and survives its worker.
+"""Run one long function on several workers at once: it tells events, can be stopped, survives its workers.
 
-The function keeps its own checkpoints. When its worker dies it is called again, on another
-worker or the restarted one, and goes on from the latest of them.
+::
+
+    gather workers -> survey -> seats -> ranks run ------------------------> result of rank 0
+         ^                                  | one dies, raises or is silent
+         +---- the others are ended <-------+
+
+The function keeps its own checkpoints. When a rank is lost, all are ended and called again, on the
+workers that live, and go on from the latest checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import time
-import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unetflow.errors import Interrupted, StageError
-from unetflow.runtime.outcomes import pack, unpack
+from unetflow.errors import Interrupted
+from unetflow.runtime.outcomes import pack
+from unetflow.runtime.rank import Event, Rank
+from unetflow.runtime.rankwatch import Loss, Watch
+from unetflow.runtime.seats import choose_seats, count_coming, gather_workers, restart, survey
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
+
+__all__ = ["Rank", "Supervision", "run_ranks"]
 
 logger = logging.getLogger(__name__)
 
-Event = dict[str, Any]
 RankFunction = Callable[..., Any]
 
-POLL = 1.0  # seconds between two questions whether to stop
-LAST_EVENTS = 10.0  # seconds to wait, after the result, for events still on their way
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """How patient the driver is; all in seconds but the first.
+
+    Parameters
+    ----------
+    restarts : int
+        How often lost ranks are made good.
+    settled : float
+        Ranks that ran for so long prove that going on helps: restarts count from 0 again.
+    patience : float
+        Without any worker, after which the call gives up.
+    regather : float
+        For lost workers to come back, before fewer go on.
+    silence : float
+        After which a rank that neither works nor waits is taken for lost; at least ten times
+        the longest that it was silent before.
+    first_silence : float
+        The same, before its first sign of work: it loads and compiles then.
+    """
+
+    restarts: int = 3
+    settled: float = 900.0
+    patience: float = 600.0
+    regather: float = 20.0
+    silence: float = 60.0
+    first_silence: float = 900.0
 
 
 def run_ranks(
@@ -34,147 +68,73 @@ def run_ranks(
     kwargs: dict[str, Any],
     client: Client | None = None,
     *,
+    most: int = 1,
+    accelerators: Callable[[], Any] | None = None,
     on_event: Callable[[Event], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-    restarts: int = 3,
-    patience: float = 600.0,
+    how: Supervision | None = None,
 ) -> Any:
-    """Call ``fn(rank, world, emit, should_stop, **kwargs)`` on one worker and return its result.
+    """Call ``fn(rank, **kwargs)`` once on each of several workers, and return what rank 0 returns.
 
     Parameters
     ----------
     fn : callable
-        Importable on workers. ``emit(dict)`` tells an event; ``should_stop()`` says whether to
-        save a checkpoint and return; it may be asked at every step.
+        Importable on workers; its first argument is a `Rank`.
     kwargs : dict
         Further arguments; small and picklable.
     client : distributed.Client, optional
-        None calls ``fn`` in this process.
+        None calls ``fn`` in this process, as the only rank.
+    most : int
+        Largest number of ranks; fewer where there are fewer workers.
+    accelerators : callable, optional
+        Called on each worker: names of the accelerators it sees, the same name for the same one.
+        Where any worker has some, each accelerator gets one rank; else each worker.
     on_event : callable, optional
-        Called in this thread with each event, in order.
+        Called in this thread with each event, in the order of each rank.
     should_stop : callable, optional
-        Asked in this process; its truth travels to the worker within about a second.
-    restarts : int
-        How often a lost worker is made good.
-    patience : float
-        Seconds without any worker after which the call gives up.
+        Asked in this process; its truth travels to the workers within about a second.
+    how : Supervision, optional
 
     Returns
     -------
     object
-        What ``fn`` returned. An exception of ``fn`` is raised here.
+        What rank 0 returned. An exception of ``fn`` that another try cannot mend is raised here.
 
     Raises
     ------
     Interrupted
-        When the scheduler, or every worker, is lost.
-    StageError
-        When the worker died more than ``restarts`` times.
+        When the scheduler or every worker is lost, or workers are lost again and again.
     """
-    tell = on_event or (lambda event: None)
+    tell, stopper, how = on_event or (lambda event: None), should_stop or (lambda: False), how or Supervision()
     if client is None:
-        return fn(0, 1, tell, should_stop or (lambda: False), **kwargs)
-    for attempt in range(restarts + 1):
-        with _Remote(client, fn, kwargs, patience) as remote:
-            if remote.follow(tell, should_stop):
-                return remote.result(tell)
-        logger.warning("the worker was lost; starting again, %d of %d restarts", attempt + 1, restarts)
-    raise StageError(
-        f"a training worker may be lost at most {restarts} times, and was lost {restarts + 1} times; "
-        "look at its memory and its log"
+        names = tuple(accelerators()) if accelerators else ()
+        return fn(Rank(emit=tell, should_stop=stopper, device=0 if names else None), **kwargs)
+    call = pack((fn, kwargs))
+    names_code = pack(accelerators) if accelerators else None
+    n_wanted, regather, shunned, n_restarts = count_coming(client), how.regather, set[str](), 0
+    while True:
+        workers = gather_workers(client, min(n_wanted, most), how.patience, regather, shunned)
+        seats = choose_seats(survey(client, workers, names_code), most)
+        if not seats:
+            shunned |= restart(client, workers)
+            continue
+        began = time.monotonic()
+        with Watch(client, call, seats, how.silence, how.first_silence) as watch:
+            end = watch.follow(tell, stopper)
+            if not isinstance(end, Loss):
+                return end
+            shunned |= watch.end_all()
+        n_restarts = 1 if time.monotonic() - began > how.settled else n_restarts + 1
+        if n_restarts > how.restarts:
+            _give_up(end, how.restarts)
+        n_wanted = len(seats)
+        logger.warning("%s; beginning again from the checkpoint, %d of %d restarts", end.why, n_restarts, how.restarts)
+
+
+def _give_up(end: Loss, restarts: int) -> None:
+    if end.error is not None:
+        raise end.error
+    raise Interrupted(
+        f"training workers may be lost at most {restarts} times in a row, and one more was ({end.why}); look at its "
+        "memory and its log, then the same command goes on"
     )
-
-
-class _Remote:
-    """One call of the function on a worker, seen from the driver."""
-
-    def __init__(self, client: Client, fn: RankFunction, kwargs: dict[str, Any], patience: float) -> None:
-        from distributed import Event as StopEvent
-
-        self._client, self._patience = client, patience
-        self._topic = f"unetflow-rank-{uuid.uuid4().hex}"
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._n_told = 0
-        self._stop = StopEvent(self._topic, client=client)
-        client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
-        self._future: Future[Any] = client.submit(
-            _call_on_worker, pack((fn, kwargs)), self._topic, key=self._topic, pure=False
-        )
-
-    def __enter__(self) -> _Remote:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(Exception):
-            self._client.unsubscribe_topic(self._topic)
-        with suppress(Exception):
-            self._future.release()
-
-    def follow(self, tell: Callable[[Event], None], should_stop: Callable[[], bool] | None) -> bool:
-        """Pass events on until the call ends; false if its worker was lost."""
-        from distributed import KilledWorker
-
-        is_stopping, looked_at, seen_at = False, 0.0, time.monotonic()
-        while not self._future.done():
-            self._drain(tell, 0.2)
-            if time.monotonic() - looked_at < POLL:
-                continue
-            looked_at = time.monotonic()
-            if should_stop is not None and not is_stopping and should_stop():
-                is_stopping = True
-                self._stop.set()
-            if self._count_workers():
-                seen_at = looked_at
-            elif looked_at - seen_at > self._patience:
-                raise Interrupted(f"no worker was there for {self._patience:.0f} s; the same command goes on")
-        if self._future.status == "error":
-            return not isinstance(self._future.exception(), KilledWorker)
-        return True
-
-    def result(self, tell: Callable[[Event], None]) -> Any:
-        """Pass the last events on, and return the function's result or raise what it raised."""
-        if self._future.status not in ("finished", "error"):
-            raise Interrupted("the Dask scheduler was lost; the same command goes on")
-        value = self._future.result()
-        until = time.monotonic() + LAST_EVENTS
-        while self._n_told < value["n_events"] and time.monotonic() < until:
-            self._drain(tell, 0.2)
-        return value["result"]
-
-    def _drain(self, tell: Callable[[Event], None], timeout: float) -> None:
-        with suppress(queue.Empty):
-            while True:
-                tell(self._events.get(timeout=timeout))
-                self._n_told += 1
-                timeout = 0.0
-
-    def _count_workers(self) -> int:
-        try:
-            return len(self._client.nthreads())
-        except Exception as error:
-            raise Interrupted(f"the Dask scheduler does not answer: {error}") from error
-
-
-def _call_on_worker(call: bytes, topic: str) -> dict[str, Any]:
-    """Give the function its means to tell events and to see a stop, and call it."""
-    from distributed import Event as StopEvent
-    from distributed import get_worker
-
-    fn, kwargs = unpack(call)
-    worker = get_worker()
-    stop = StopEvent(topic)
-    asked_at, answer, n_events = 0.0, False, 0
-
-    def should_stop() -> bool:
-        nonlocal asked_at, answer
-        if not answer and time.monotonic() - asked_at >= POLL:
-            asked_at, answer = time.monotonic(), bool(stop.is_set())
-        return answer
-
-    def emit(event: Event) -> None:
-        nonlocal n_events
-        n_events += 1
-        worker.log_event(topic, event)
-
-    result = fn(0, 1, emit, should_stop, **kwargs)
-    return {"result": result, "n_events": n_events}

@@ -16,10 +16,13 @@ from unetflow.errors import InputError, Interrupted
 from unetflow.stages.facts import read_facts
 from unetflow.stages.finetune import Start, start_from
 from unetflow.stages.network import model_spec
+from unetflow.stages.predicted import watch
 from unetflow.stages.work import Conditions, open_work, versions
 
 if TYPE_CHECKING:
+    from unetflow.nn.group import Group
     from unetflow.nn.recipe import Recipe
+    from unetflow.runtime.rank import Rank
     from unetflow.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,7 +61,8 @@ class Plan:
             "network": self.spec.to_dict(),
             "steps": self.steps,
             "batch_size": train.batch_size,
-            "epochs": round(self.steps * train.batch_size / self.facts["patches"]["train"], 2),
+            "patches_a_step": train.batch_size * train.accumulate,
+            "epochs": round(self.steps * train.batch_size * train.accumulate / self.facts["patches"]["train"], 2),
             "model": str(self.model),
         }
 
@@ -81,6 +85,11 @@ def plan(settings: Settings, initial: str | None = None, new_head: bool = False)
             f"the network must take the prepared patches {patch} -> {output}, got one that does not "
             f"(depth {spec.depth}, padding {spec.padding}); run unetflow prepare --overwrite with the new [model]"
         )
+    _check_monitor(settings, facts)
+    if settings.train.tensorboard:
+        from unetflow.nn.board import check_board
+
+        check_board()
     return Plan(settings, facts, spec, _count_steps(settings, facts), start_from(initial, new_head, spec, facts))
 
 
@@ -89,14 +98,27 @@ def _count_steps(settings: Settings, facts: dict[str, Any]) -> int:
     if train.steps is not None and train.epochs is not None:
         raise InputError("train takes steps or epochs, got both; remove one")
     if train.epochs is not None:
-        return -(-train.epochs * int(facts["patches"]["train"]) // train.batch_size)
+        return -(-train.epochs * int(facts["patches"]["train"]) // (train.batch_size * train.accumulate))
     return train.steps or DEFAULT_STEPS
+
+
+def _check_monitor(settings: Settings, facts: dict[str, Any]) -> None:
+    """Refuse a score that no validation gives."""
+    from unetflow.nn.scores import larger_is_better
+
+    train, n_classes = settings.train, int(facts["n_classes"])
+    larger_is_better(train.monitor, n_classes, is_multilabel=facts["kind"] == "multilabel")
+    if not facts["patches"].get("validation") and (train.patience is not None or train.monitor != "loss"):
+        raise InputError(
+            "train.patience and train.monitor need validation patches, got none; set prepare.validation_fraction "
+            "and run unetflow prepare --overwrite, or remove them"
+        )
 
 
 def fingerprint(made: Plan) -> dict[str, Any]:
     """Return what the weights depend on; a larger number of steps may come later."""
     settings = made.settings
-    free = {"steps", "epochs", "checkpoint_minutes", "validate_every"}
+    free = {"steps", "epochs", "checkpoint_minutes", "validate_every", "patience", "tensorboard"}
     return {
         "dataset": made.facts["fingerprint"],
         "model": made.spec.to_dict(),
@@ -138,6 +160,7 @@ def train(
     """
     import shutil
 
+    from unetflow.nn.accelerators import accelerators
     from unetflow.runtime.ranks import run_ranks
 
     conditions = conditions or Conditions(client)
@@ -153,6 +176,8 @@ def train(
             train_rank,
             {"made": made, "provenance": _provenance(made)},
             conditions.client,
+            most=settings.train.batch_size,
+            accelerators=accelerators,
             on_event=on_event,
             should_stop=conditions.should_stop,
         )
@@ -177,16 +202,19 @@ def _provenance(made: Plan) -> dict[str, Any]:
     }
 
 
-def train_rank(
-    rank: int,
-    world: int,
-    emit: Callable[[dict[str, Any]], None],
-    should_stop: Callable[[], bool],
-    *,
-    made: Plan,
-    provenance: dict[str, Any],
-) -> dict[str, Any]:
-    """Train on one worker; the loop itself is `unetflow.nn.loop.train`."""
+def train_rank(rank: Rank, *, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Train on one worker, beside others; the loop itself is `unetflow.nn.loop.train`."""
+    from unetflow.nn.device import pick_device
+    from unetflow.nn.group import Meeting, join
+
+    device = pick_device("cpu" if rank.device is None else f"cuda:{rank.device}")
+    meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
+    with join(rank.number, rank.world, device, meeting, rank.wait) as group:
+        return _train_in(group, rank, made, provenance)
+
+
+def _train_in(group: Group, rank: Rank, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Train as one of a group; rank 0 writes the model."""
     from unetflow.nn import checkpoint, loop
     from unetflow.nn.unet import UNet
     from unetflow.storage.patches import open_patches
@@ -195,25 +223,45 @@ def train_rank(
     has_validation = bool(made.facts["patches"].get("validation"))
     seed, deep = made.settings.run.seed, made.settings.model.deep_supervision
     initial = made.start.weights(made.spec, seed=seed, deep_supervision=deep) if made.start else None
-    result = loop.train(
-        open_patches(made.dataset, "train"),
-        open_patches(made.dataset, "validation") if has_validation else None,
-        spec=made.spec,
-        recipe=_recipe(made),
-        folder=folder / "checkpoints",
-        prepare=PatchNormaliser.of(made.facts, "train"),
-        prepare_validation=PatchNormaliser.of(made.facts, "validation"),
-        initial_state=initial,
-        metrics=folder / "metrics.csv",
-        on_event=emit,
-        should_stop=should_stop,
-    )
+    validation = open_patches(made.dataset, "validation") if has_validation else None
+    normalise = PatchNormaliser.of(made.facts, "validation")
+    shows = made.settings.train.tensorboard and group.rank == 0
+    with watch(
+        folder, made.facts, made.spec, validation, normalise, rank.emit, tensorboard=shows
+    ) as (tell, look):  # fmt: skip
+        result = loop.train(
+            open_patches(made.dataset, "train"),
+            validation,
+            spec=made.spec,
+            recipe=_recipe(made),
+            folder=folder / "checkpoints",
+            prepare=PatchNormaliser.of(made.facts, "train"),
+            prepare_validation=normalise,
+            initial_state=initial,
+            metrics=folder / "metrics.csv",
+            on_event=tell,
+            look=look,
+            should_stop=rank.should_stop,
+            threads=rank.threads,
+            group=group,
+            beat=rank.beat,
+        )
+    if group.rank:
+        return {}
     if result.is_stopped:
         return {"step": result.step, "steps": made.steps, "is_stopped": True}
-    scores = {"step": result.best_step or result.step, "validation_loss": result.best_score}
+    monitored = f"validation_{made.settings.train.monitor}"
+    scores = {"step": result.best_step or result.step, monitored: result.best_score}
     checkpoint.export_model(made.model, UNet(made.spec), {**provenance, "scores": scores}, result.state)
-    last = {f"validation_{name}": value for name, value in result.scores.items() if name != "loss"}
-    return {"steps": result.step, "best_step": scores["step"], **last, "validation_loss": result.best_score}
+    last = {f"validation_{name}": value for name, value in result.scores.items()}
+    return {
+        "steps": result.step,
+        "best_step": scores["step"],
+        "ranks": group.world,
+        "wait": round(result.wait, 4),
+        **last,
+        monitored: result.best_score,
+    }
 
 
 def _recipe(made: Plan) -> Recipe:
@@ -223,8 +271,8 @@ def _recipe(made: Plan) -> Recipe:
 
     train = made.settings.train
     same = (
-        "batch_size", "optimizer", "momentum", "weight_decay", "schedule", "loss", "precision", "clip",
-        "validate_every", "checkpoint_minutes",
+        "batch_size", "accumulate", "optimizer", "momentum", "weight_decay", "schedule", "loss", "precision", "clip",
+        "compile", "validate_every", "monitor", "patience", "checkpoint_minutes",
     )  # fmt: skip
     return Recipe(
         steps=made.steps,

@@ -1,0 +1,140 @@
+"""What ranks do in tests; worker processes import it by this name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unetflow.architecture import UNetSpec
+from unetflow.nn.augment import Augmentation
+from unetflow.nn.group import Group, Meeting, join
+from unetflow.nn.loop import train
+from unetflow.nn.recipe import Recipe
+from unetflow.runtime.ranks import Rank
+
+
+def count(folder: str | Path, what: str) -> int:
+    return len(list(Path(folder).glob(f"{what}-*")))
+
+
+def mark(folder: str | Path, what: str) -> None:
+    Path(folder, f"{what}-{uuid.uuid4().hex}").touch()
+
+
+def train_like(
+    rank: Rank, *, folder: str, steps: int, deaths: int = 0, seconds: float = 0.0
+) -> dict[str, Any]:
+    """Count steps in a checkpoint file, and die in the middle ``deaths`` times."""
+    checkpoint = Path(folder, "checkpoint")
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    mark(folder, "started")
+    for step in range(first, steps):
+        if rank.should_stop():
+            return {"step": step, "is_stopped": True}
+        if step == steps // 2 and count(folder, "started") <= deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(seconds)
+        checkpoint.write_text(str(step + 1))
+        rank.emit({"step": step, "rank": rank.number, "world": rank.world})
+        rank.beat()
+    return {"step": steps, "is_stopped": False, "pid": os.getpid()}
+
+
+class Squares:
+    """Patches that every process makes for itself."""
+
+    shard_size = 4
+
+    def __init__(self, n: int, seed: int = 0, length: int = 16) -> None:
+        rng = np.random.default_rng(seed)
+        self.target = np.zeros((n, length, length), np.uint8)
+        for one in self.target:
+            y, x = rng.integers(0, length - 5, 2)
+            one[y : y + 5, x : x + 5] = 1
+        noise = rng.normal(0, 20, self.target.shape)
+        self.image = np.clip(60 + 120 * self.target + noise, 0, 255).astype(np.uint8)[:, None]
+        # Unevenly ignored, so that a mean of means is not the mean.
+        self.weight = np.where(rng.random(self.target.shape) < np.linspace(0, 0.8, n)[:, None, None], 0, 1.0)
+        self.weight = (self.weight * (1 + self.target)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def read(self, numbers: Any) -> Any:
+        index = list(numbers)
+        return self.image[index], self.target[index], self.weight[index]
+
+
+def prepare(image: Any, numbers: Any) -> Any:
+    return ((image.astype(np.float32) - 100) / 60).astype(np.float32)
+
+
+FAULTS = {
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hang": lambda: time.sleep(600),
+    "raise": lambda: (_ for _ in ()).throw(RuntimeError("a device failed")),
+    "refuse": lambda: (_ for _ in ()).throw(ValueError("no other try mends it")),
+}
+
+
+def train_squares(
+    rank: Rank,
+    *,
+    folder: str,
+    spec: dict[str, Any],
+    recipe: dict[str, Any],
+    fault: str = "",
+    at_rank: int = 1,
+    at_step: int = 5,
+    times: int = 1,
+    seconds: float = 0.0,
+) -> dict[str, Any]:
+    """Train a tiny network for real; one rank meets a fault after a step, the first ``times`` times."""
+    meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
+    mark(folder, f"began{rank.number}")
+    n_done = 0
+
+    def beat() -> None:
+        nonlocal n_done
+        n_done += 1
+        rank.beat()
+        time.sleep(seconds)
+        if fault and rank.number == at_rank and n_done == at_step and count(folder, "fault") < times:
+            mark(folder, "fault")
+            FAULTS[fault]()
+
+    with join(rank.number, rank.world, torch.device("cpu"), meeting, rank.wait) as group:
+        result = train_in(group, folder, spec, recipe, rank, beat)
+    return {"step": result.step, "is_stopped": result.is_stopped, "world": rank.world, "pid": os.getpid()}
+
+
+def train_in(group: Group, folder: str, spec: dict[str, Any], recipe: dict[str, Any], rank: Rank, beat: Any) -> Any:
+    """Train, and keep what came of it, by rank."""
+    augmentation = Augmentation(brightness=0.1, contrast=0.1, noise=0.1)
+    result = train(
+        Squares(12),
+        Squares(5, seed=9),
+        spec=UNetSpec.build(**{"depth": 1, "base_channels": 4, "padding": "same", "dropout": 0.3, **spec}),
+        recipe=Recipe(
+            **{"learning_rate": 1e-2, "momentum": 0.9, "batch_size": 4, "augmentation": augmentation, **recipe}
+        ),
+        folder=Path(folder, "checkpoints"),
+        prepare=prepare,
+        device="cpu",
+        metrics=Path(folder, "metrics.csv"),
+        on_event=rank.emit,
+        should_stop=rank.should_stop,
+        threads=1,
+        group=group,
+        beat=beat,
+    )
+    np.savez(Path(folder, f"state-{group.rank}.npz"), **{name: t.numpy() for name, t in result.state.items()})
+    return result
