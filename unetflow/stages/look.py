@@ -20,6 +20,7 @@ MOST_IMAGES, MOST_PLANES, MOST_LENGTH = 8, 8, 1024  # what is read of the labels
 MOST_CLASSES = 32
 PIECES_OF_CLASS = 2.0  # parts a plane that the mean value falls into: objects are whole, classes are not
 ANISOTROPIC = 2.0
+_LEAST_AREA = 20  # pixels: what is smaller is a crumb of a class
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ class Kind:
     reason: str
     class_map: dict[int, int] | None = None
     n_classes: int = 2
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a few planes of labels look like.
+
+    Parameters
+    ----------
+    object_width : float or None
+        Median diameter of a disk of an object's area, in voxels; None where no object was seen.
+    rarest : float or None
+        Share of the voxels of the rarest class; None where that was not looked at.
+    """
+
+    object_width: float | None = None
+    rarest: float | None = None
 
 
 def find_kind(path: str, *, axes: str | None = None) -> Kind:
@@ -69,6 +86,44 @@ def find_kind(path: str, *, axes: str | None = None) -> Kind:
         values = [0, *values]  # a mask without background in these planes
     class_map = None if is_index else {v: i for i, v in enumerate(values)}
     return Kind("classes", reason, class_map, max(2, len(values)))
+
+
+def look_at(path: str, kind: Kind, *, axes: str | None = None) -> Looks:
+    """Measure objects and classes in a few planes of a label volume of a known kind.
+
+    Objects are the ids of instances, or the connected pieces of all that is foreground; those that
+    the edge of what was read cuts do not count.
+    """
+    from skimage.measure import label
+    from skimage.segmentation import clear_border
+
+    from unetflow.storage.volume import open_images
+
+    if kind.kind == "multilabel":
+        return Looks()
+    planes = [plane for volume in _open_labels(path, axes, open_images)[:MOST_IMAGES] for plane in _planes(volume)]
+    areas: list[npt.NDArray[Any]] = []
+    counts: dict[int, int] = {}
+    for plane in planes:
+        classes = _class_of(plane, kind)
+        for value, count in zip(*np.unique(classes, return_counts=True), strict=True):
+            counts[int(value)] = counts.get(int(value), 0) + int(count)
+        objects = label(plane if kind.kind == "instances" else classes > 0, background=0, connectivity=1)
+        _, sizes = np.unique(clear_border(objects), return_counts=True)
+        areas.append(sizes[1:])  # the first is the background
+    sizes = np.concatenate(areas)
+    sizes = sizes[sizes >= _LEAST_AREA]
+    width = float(2 * np.sqrt(np.median(sizes) / np.pi)) if sizes.size else None
+    rarest = min(counts.values()) / sum(counts.values()) if len(counts) == kind.n_classes else None
+    return Looks(width, rarest)
+
+
+def _class_of(plane: npt.NDArray[Any], kind: Kind) -> npt.NDArray[Any]:
+    if kind.kind == "instances":
+        return plane > 0
+    if kind.class_map is None:
+        return plane
+    return np.asarray(sum((np.where(plane == value, index, 0) for value, index in kind.class_map.items()), plane * 0))
 
 
 def pooling(size: Sequence[float], depth: int) -> tuple[list[list[int]], list[list[int]]]:
