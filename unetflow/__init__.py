@@ -1,7 +1,8 @@
 """A U-Net pipeline for microscope volumes of any size, on Dask and Zarr.
 
 The stages are functions, the same that the commands call: `convert`, `init`, `prepare`,
-`train`, `segment`, `evaluate` and `demo`. Each loads its own libraries when it is first
+`train`, `segment`, `evaluate` and `demo`. `label_volume` and `score` do a part of `segment` and
+`evaluate`, for arrays in memory too. Each loads its own libraries when it is first
 asked for, so that importing the package costs nothing.
 """
 
@@ -15,13 +16,26 @@ if TYPE_CHECKING:
     from unetflow.stages.demo import demo
     from unetflow.stages.evaluate import evaluate
     from unetflow.stages.init import init
+    from unetflow.stages.label_volume import label_volume
     from unetflow.stages.prepare import prepare
+    from unetflow.stages.score import score
     from unetflow.stages.segment import segment
     from unetflow.stages.train import train
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "convert", "demo", "evaluate", "init", "prepare", "segment", "train"]
+__all__ = [
+    "__version__",
+    "convert",
+    "demo",
+    "evaluate",
+    "init",
+    "label_volume",
+    "prepare",
+    "score",
+    "segment",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -253,6 +253,8 @@ def evaluate(
     sections: Annotated[bool, typer.Option("--sections", help="Score each plane or image on its own.")] = False,
     foreground: Annotated[int | None, typer.Option("--foreground", help="Class whose components are objects.")] = None,
     class_map: Annotated[str | None, typer.Option("--class-map", help="Truth value=class: 0=0,255=1.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", help="Zarr; where it is 0 nothing counts.")] = None,
+    overlays: Annotated[str | None, typer.Option("--overlays", help="Folder for pictures of the worst places.")] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -272,12 +274,12 @@ def evaluate(
         from unetflow.terminal import read_class_map
 
         chosen: dict[str, Any] = {
-            "sections": sections, "foreground": foreground, "class_map": read_class_map(class_map)
+            "sections": sections, "foreground": foreground, "class_map": read_class_map(class_map), "mask": mask
         }  # fmt: skip
         settings = common.settings()
         if plan:
             return stage.plan(settings, segmentation, truth, **chosen).summary()
-        return stage.evaluate(settings, segmentation, truth, conditions=conditions, **chosen)
+        return stage.evaluate(settings, segmentation, truth, conditions=conditions, overlays=overlays, **chosen)
 
     show(run_stage(common, work, needs_cluster=not plan), common, None)
 

@@ -33,6 +33,7 @@ __all__ = [
     "object_matches",
     "object_scores",
     "section_scores",
+    "unmatched_voxels",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -143,6 +144,26 @@ def object_matches(table: Contingency) -> Matches:
         n_segmented=int((labels_seg > 0).sum()),
         n_matched=tuple(_n_matched(pairs[iou >= percent / 100]) for percent in THRESHOLDS),
     )
+
+
+def unmatched_voxels(table: Contingency) -> int:
+    """Count the voxels of objects that lie outside the best partner of their object, on either side.
+
+    Examples
+    --------
+    >>> unmatched_voxels(contingency(np.array([1, 1, 2, 0]), np.array([1, 1, 1, 3])))
+    2
+    """
+    is_any = (table.pairs > 0).any(axis=1)
+    pairs, counts = table.pairs[is_any], table.counts[is_any]
+    shared = np.where((pairs > 0).all(axis=1), counts, 0)
+    is_best = np.ones(len(pairs), np.bool_)
+    for column in pairs.T:
+        labels, inverse = np.unique(column, return_inverse=True)
+        most = np.zeros(len(labels), np.int64)
+        np.maximum.at(most, inverse, shared)
+        is_best &= shared == most[inverse]
+    return int(counts[~(is_best & (shared > 0))].sum())
 
 
 def section_scores(tables: Iterable[Contingency]) -> dict[str, float]:

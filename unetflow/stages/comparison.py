@@ -17,6 +17,7 @@ from unetflow.stages.truth_map import TruthMap
 from unetflow.stages.work import Report
 
 if TYPE_CHECKING:
+    from unetflow.stages.masks import Mask
     from unetflow.storage.volume import Volume
 
 
@@ -37,6 +38,8 @@ class Pair:
         First voxel of the segmentation, in voxels of the truth.
     domain : Box
         What both cover, in voxels of the segmentation.
+    mask : Mask or None
+        Over the truth; outside nothing counts.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Pair:
     offset: tuple[int, ...]
     domain: Box
     is_plain: bool
+    mask: Mask | None = None
 
     @classmethod
     def make(cls, name: str, arrays: dict[str, Volume], truth: Volume, meaning: TruthMap) -> Pair:
@@ -111,13 +115,16 @@ class CompareBlock:
         truth_box = box.shift(pair.offset)
         labels = pair.truth.read(truth_box)
         report: Report = {"image": index, "section": list(box.start[:-2])}
+        is_inside = None if pair.mask is None else pair.mask.read(truth_box)
         if pair.meaning.is_multilabel:
             tables = [
-                contingency(volume.read(box)[0], (mask > 0).astype(np.uint8))
+                contingency(volume.read(box)[0], (mask > 0).astype(np.uint8), is_inside)
                 for volume, mask in zip(pair.classes, labels, strict=True)
             ]
             return {**report, "classes": [t.to_json() for t in tables]}
         is_valid = pair.meaning.counts(labels[0])
+        if is_inside is not None:
+            is_valid &= is_inside
         truth_classes = pair.meaning.classes(labels[0])
         classes = pair.class_array.read(box)[0]
         if pair.is_plain and self.foreground is None:
@@ -151,6 +158,10 @@ class CompareBlock:
         return warping_error(wanted[0].reshape(plane), wanted[1].reshape(plane), is_valid.reshape(plane))
 
 
+# Blocks or sections that are shown.
+_N_WORST = 6
+
+
 @dataclass
 class Tally:
     """What the driver adds up, per section where sections are scored."""
@@ -161,6 +172,7 @@ class Tally:
     classes: dict[Any, list[Any]] = field(default_factory=dict)
     objects: dict[Any, Any] = field(default_factory=dict)
     warping: dict[Any, list[float | None]] = field(default_factory=lambda: defaultdict(list))
+    wrong: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, number: int, report: Report) -> None:
         """Take the counts of one block."""
@@ -168,6 +180,7 @@ class Tally:
 
         place = (report["image"], *(report["section"] if self.sections else ()))
         tables = [Contingency.from_json(record) for record in report["classes"]]
+        self._rank(number, report, tables)
         old = self.classes.get(place)
         self.classes[place] = tables if old is None else [add(a, b) for a, b in zip(old, tables, strict=True)]
         if "objects" in report:
@@ -175,6 +188,20 @@ class Tally:
             self.objects[place] = add(self.objects[place], table) if place in self.objects else table
         if "warping" in report:
             self.warping[place].append(report["warping"])
+
+    def _rank(self, number: int, report: Report, tables: list[Any]) -> None:
+        """Keep the blocks with the most voxels that are wrong: in objects, where there are any."""
+        from unetflow.numerics.contingency import Contingency
+        from unetflow.numerics.metrics import unmatched_voxels
+
+        wrong = sum(int(t.counts[t.pairs[:, 0] != t.pairs[:, 1]].sum()) for t in tables)
+        if "objects" in report:
+            wrong = unmatched_voxels(Contingency.from_json(report["objects"]))
+        self.wrong = sorted([*self.wrong, (-wrong, number)])[:_N_WORST]
+
+    def worst(self) -> list[int]:
+        """Return the blocks with the most wrong voxels, the worst first."""
+        return [number for wrong, number in self.wrong if wrong < 0]
 
     def scores(self) -> dict[str, Any]:
         """Return every score; None where it is not defined."""

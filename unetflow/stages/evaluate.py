@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from unetflow.stages.comparison import CompareBlock, Pair, Tally
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.inputs import pair_names, without_channels
 from unetflow.stages.layout import choose_layout, linked_axes
+from unetflow.stages.masks import lay_over
+from unetflow.stages.overlays import write_overlays
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.truth_map import ClassForeground, TruthMap
 from unetflow.stages.work import Conditions, Work, open_work
@@ -57,6 +59,7 @@ def plan(
     sections: bool = False,
     foreground: int | None = None,
     class_map: dict[int, int] | None = None,
+    mask: str | None = None,
 ) -> Plan:
     """Pair images, find the arrays to compare and the meaning of the truth's values.
 
@@ -70,11 +73,19 @@ def plan(
     outputs = _open_segmentation(segmentation)
     truths = open_images(truth, **_truth_hints(settings, truth))
     names = [("", "")] if list(outputs) == list(truths) == [""] else pair_names(list(outputs), list(truths))
+    masks = open_images(mask) if mask else {}
     pairs = []
     for left, right in names:
         arrays, provenance = outputs[left]
         meaning = _truth_map(settings, truth, truths[right], provenance, class_map, foreground)
-        pairs.append(Pair.make(left, arrays, truths[right], meaning))
+        pair = Pair.make(left, arrays, truths[right], meaning)
+        if mask:
+            if right not in masks:
+                raise InputError(
+                    f"--mask needs a mask for each of {len(names)} images, got {sorted(masks)}; name them alike"
+                )
+            pair = replace(pair, mask=lay_over(masks[right], truths[right]))
+        pairs.append(pair)
     provenance = next(iter(outputs.values()))[1]
     dims = int(provenance.get("dims", min(3, len(pairs[0].truth.spatial_axes))))
     dims = 2 if sections else min(dims, len(pairs[0].truth.spatial_axes))
@@ -160,6 +171,8 @@ def evaluate(
     sections: bool = False,
     foreground: int | None = None,
     class_map: dict[int, int] | None = None,
+    mask: str | None = None,
+    overlays: str | None = None,
     conditions: Conditions | None = None,
 ) -> dict[str, Any]:
     """Score a segmentation.
@@ -179,6 +192,10 @@ def evaluate(
         Objects are the components of this class, in the segmentation and in a truth of classes.
     class_map : dict, optional
         Truth value -> class.
+    mask : str, optional
+        Path or URL of a mask over the truth, of any resolution; where it is 0 nothing counts.
+    overlays : str, optional
+        Folder for pictures of the worst sections or blocks.
 
     Returns
     -------
@@ -187,7 +204,7 @@ def evaluate(
     """
     conditions = conditions or Conditions(client)
     made = plan(
-        settings, segmentation, truth, sections=sections, foreground=foreground, class_map=class_map
+        settings, segmentation, truth, sections=sections, foreground=foreground, class_map=class_map, mask=mask
     )
     with (
         tempfile.TemporaryDirectory(prefix=".unetflow-evaluate-", dir=_scratch_root(settings)) as scratch,
@@ -197,7 +214,8 @@ def evaluate(
         tally = Tally(len(pairs), made.sections, made.is_multilabel)
         task = CompareBlock(pairs, made.grids, foreground)
         work.run_pass("compare", task, made.grids, tally.add)
-        return {**tally.scores(), **work.totals()}
+        pictures = {} if overlays is None else {"overlays": write_overlays(pairs, made.grids, tally.worst(), overlays)}
+        return {**tally.scores(), **pictures, **work.totals()}
 
 
 def _scratch_root(settings: Settings) -> str | None:

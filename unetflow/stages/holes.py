@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from unetflow.geometry import Block, Box
 from unetflow.stages.component_blocks import Keep
-from unetflow.stages.components import Labelling, label_volumes
+from unetflow.stages.components import Foreground, Labelling, is_foreground, label_volumes
 from unetflow.stages.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -30,20 +30,26 @@ class FillBlock:
     holes: tuple[Labelling, ...]
     filled: tuple[Volume, ...]
     pieces: Pieces
+    foreground: Foreground
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
         index, here = self.pieces.locate(block.number)
         job = self.holes[index]
-        foreground = (job.source.read(here.inner)[0] > 0) | (job.target.read(here.inner)[0] > 0)
-        self.filled[index].write(here.inner, foreground.astype(np.uint8))
+        filled = self.foreground(job.source, here.inner) | (job.target.read(here.inner)[0] > 0)
+        self.filled[index].write(here.inner, filled.astype(np.uint8))
         return {}
 
 
 def fill_holes(
-    work: Work, holes: tuple[Labelling, ...], filled: tuple[Volume, ...], most: int | None, scratch: str
+    work: Work,
+    holes: tuple[Labelling, ...],
+    filled: tuple[Volume, ...],
+    most: int | None,
+    scratch: str,
+    foreground: Foreground = is_foreground,
 ) -> None:
-    """Write the classes above 0 as 1, with holes of at most ``most`` voxels (None: all) filled.
+    """Write the foreground as 1, with holes of at most ``most`` voxels (None: all) filled.
 
     Parameters
     ----------
@@ -57,14 +63,20 @@ def fill_holes(
     def passes() -> None:
         keep = Keep(max_size=most, inside_only=True)
         label_volumes(
-            work, holes, is_background, connectivity="face", keep=keep, scratch=scratch, prefix="hole-"
+            work, holes, Background(foreground), connectivity="face", keep=keep, scratch=scratch, prefix="hole-"
         )
         pieces = Pieces(tuple(job.grid for job in holes))
-        work.run_pass("fill", FillBlock(holes, filled, pieces), pieces)
+        work.run_pass("fill", FillBlock(holes, filled, pieces, foreground), pieces)
 
     work.once("filled", passes)
 
 
-def is_background(volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
-    """Return where the classes of a box are 0."""
-    return np.asarray(volume.read(box)[0] == 0)
+@dataclass(frozen=True)
+class Background:
+    """Where there is no foreground."""
+
+    foreground: Foreground
+
+    def __call__(self, volume: Volume, box: Box) -> npt.NDArray[np.bool_]:
+        """Read one box."""
+        return ~self.foreground(volume, box)
