@@ -122,6 +122,7 @@ def fingerprint(made: Plan) -> dict[str, Any]:
     return {
         "dataset": made.facts["fingerprint"],
         "model": made.spec.to_dict(),
+        **({"deep_supervision": True} if settings.model.deep_supervision else {}),
         "train": settings.train.model_dump(mode="json", exclude=free),
         "seed": settings.run.seed,
         "from": made.start and made.start.digest,
