@@ -240,8 +240,8 @@ def main() -> int:
             rows.append(ranks_row(case, options.rounds, options.steps))
     note = (
         f"Median of {options.steps} steps in each of {options.rounds} rounds by turns, after {SKIPPED} that do not "
-        f"count; {torch.get_num_threads()} threads but for the ranks; Adam, weighted cross entropy, flips, turns, brightness, "
-        "contrast, noise."
+        f"count; {torch.get_num_threads()} threads but for the ranks; Adam, weighted cross entropy, flips, turns, "
+        "brightness, contrast, noise."
     )
     name = "train-loop" if options.what == "all" else f"train-loop-{options.what}"
     write_report(name, rows, note)

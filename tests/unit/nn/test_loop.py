@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.unit.nn.patches import Patches, squares
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError, StageError
 from unetflow.nn.augment import Augmentation
 from unetflow.nn.checkpoint import load_latest
+from unetflow.nn.dropout import SampleDropout
 from unetflow.nn.history import read_history
 from unetflow.nn.loop import TrainResult, train
 from unetflow.nn.recipe import Recipe
@@ -37,13 +41,10 @@ def run(folder: Path, steps: int = 12, spec: UNetSpec = SPEC, **how: Any) -> Tra
     return train(source, validation, spec=spec, recipe=recipe, folder=folder, prepare=prepare, device="cpu", **loop)
 
 
-def stop_at(step: int) -> dict[str, Any]:
+def stop_at(step: int, events: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Arguments that stop a training after a step."""
-    seen: list[int] = []
-    return {
-        "on_event": lambda event: seen.append(event["step"]),
-        "should_stop": lambda: bool(seen) and seen[-1] >= step,
-    }
+    seen = [] if events is None else events
+    return {"on_event": seen.append, "should_stop": lambda: bool(seen) and seen[-1]["step"] >= step}
 
 
 def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
@@ -53,29 +54,93 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("how", "spec"),
     [
-        ({"optimizer": "sgd", "momentum": 0.99}, {}),
+        ({"optimizer": "sgd", "momentum": 0.99, "accumulate": 2}, {}),
         ({"optimizer": "adam", "schedule": "cosine", "clip": 1.0}, {}),
-        ({"optimizer": "adamw", "weight_decay": 0.1, "ema": 0.9, "schedule": "poly"}, {}),
-        ({"ema": 0.9, "augmentation": CHANGED}, {"norm": "batch"}),
-        ({"loss": "cross_entropy+dice"}, {"norm": "layer", "upsample": "resize", "skip": "sum"}),
+        ({"optimizer": "adamw", "weight_decay": 0.1, "ema": 0.9, "schedule": "poly", "monitor": "dice"}, {}),
+        ({"ema": 0.9, "augmentation": CHANGED, "deep_supervision": True}, {"norm": "batch", "depth": 2}),
+        ({"loss": "cross_entropy+dice", "patience": 2}, {"norm": "layer", "upsample": "resize", "skip": "sum"}),
     ],
-    ids=["sgd", "adam", "adamw with ema", "batch norm", "layer norm"],
+    ids=["sgd, accumulated", "adam", "adamw with ema", "batch norm, supervised", "layer norm, patience"],
 )
-def test_going_on_gives_the_bits_of_a_run_that_was_not_stopped(
-    how: dict[str, Any], spec: dict[str, Any], tmp_path: Path
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(stops=st.sets(st.integers(1, 11), min_size=1, max_size=3).map(sorted))
+def test_going_on_from_any_steps_gives_the_bits_of_a_run_that_was_not_stopped(
+    how: dict[str, Any], spec: dict[str, Any], stops: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    drawn = UNetSpec.build(**{**SPEC.to_dict(), **spec})
-    whole = run(tmp_path / "whole", spec=drawn, **how)
-    stopped = run(tmp_path / "parts", spec=drawn, **how, **stop_at(5))
-    assert (stopped.step, stopped.is_stopped) == (5, True)
-    parts = run(tmp_path / "parts", spec=drawn, **how)
-    assert (parts.step, parts.is_stopped) == (12, False)
-    assert (parts.best_step, parts.best_score, parts.scores) == (whole.best_step, whole.best_score, whole.scores)
+    folder = tmp_path_factory.mktemp("runs")
+    drawn = UNetSpec.build(**{**SPEC.to_dict(), "pool": None, "kernel": None, **spec})
+    events: dict[str, list[dict[str, Any]]] = {"whole": [], "parts": []}
+    whole = run(folder / "whole", spec=drawn, on_event=events["whole"].append, **how)
+    for stop in stops:
+        stopped = run(folder / "parts", spec=drawn, **how, **stop_at(stop, events["parts"]))
+        assert (stopped.step, stopped.is_stopped) == (min(stop, whole.step), stop < whole.step)
+    parts = run(folder / "parts", spec=drawn, on_event=events["parts"].append, **how)
+    assert (parts.step, parts.is_stopped) == (whole.step, False)
+    assert (parts.best_step, parts.best_score) == (whole.best_step, whole.best_score)
     assert same(parts.state, whole.state)
-    one, two = load_latest(tmp_path / "whole"), load_latest(tmp_path / "parts")
+    losses = {name: [(e["step"], e["loss"]) for e in some if e["event"] in ("step", "validation")]
+              for name, some in events.items()}  # fmt: skip
+    assert losses["parts"] == losses["whole"]
+    one, two = load_latest(folder / "whole"), load_latest(folder / "parts")
     assert one is not None and two is not None
     assert one.state == two.state
     assert all(same(one.groups[name], two.groups[name]) for name in one.groups)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    large = run(tmp_path / "large", batch_size=8, validation=None)
+    small = run(tmp_path / "small", batch_size=2, accumulate=4, validation=None)
+    assert large.state.keys() == small.state.keys()
+    assert all(torch.allclose(large.state[name], small.state[name], atol=1e-5) for name in large.state)
+    assert not same(large.state, run(tmp_path / "other", batch_size=2, validation=None).state)
+
+
+def test_training_ends_early_where_validation_gets_no_better(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    how = {"learning_rate": 1e-9, "momentum": 0.0, "patience": 2, "monitor": "dice"}
+    result = run(tmp_path, 60, on_event=seen.append, **how)
+    dice = [event["dice"] for event in seen if event["event"] == "validation"]
+    assert len(set(dice)) == 1 and len(dice) == 3  # the first, and two that are no better
+    assert (result.step, result.is_stopped, result.best_step) == (9, False, 3)
+    again = run(tmp_path, 60, **how)
+    assert again.step == 9 and same(again.state, result.state)
+    assert run(tmp_path, 60, **{**how, "patience": 4}).step == 15
+
+
+def test_the_best_weights_are_those_of_the_score_that_is_watched(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    result = run(tmp_path, 18, learning_rate=0.05, monitor="dice", on_event=seen.append)
+    dice = {event["step"]: event["dice"] for event in seen if event["event"] == "validation"}
+    assert result.best_score == max(dice.values())
+    assert result.best_step == min(step for step, score in dice.items() if score == result.best_score)
+    with pytest.raises(InputError, match="monitor must be"):
+        run(tmp_path / "other", monitor="beauty")
+
+
+def test_masks_of_dropout_belong_to_the_sample(tmp_path: Path) -> None:
+    def masks(numbers: list[int], seed: int = 0) -> torch.Tensor:
+        layer = SampleDropout(0.5)
+        layer.use_streams(seed, numbers, torch.device("cpu"))
+        ones = torch.ones(len(numbers), 3, 8, 8)
+        return torch.stack([layer(ones), layer(ones)], 1)
+
+    together = masks([4, 5, 6])
+    assert torch.equal(together[1:2], masks([5])) and torch.equal(together[2:], masks([6]))
+    assert not torch.equal(together[0], together[1]) and not torch.equal(together, masks([4, 5, 6], seed=1))
+    assert not torch.equal(together[:, 0], together[:, 1])  # two layers of one pass
+    assert set(together.unique().tolist()) == {0.0, 2.0} and 0.4 < together.mean() / 2 < 0.6
+
+
+def test_the_share_of_waiting_for_patches_is_told(tmp_path: Path) -> None:
+    class Slow(Patches):
+        def read(self, numbers: Any) -> Any:
+            time.sleep(0.05)
+            return super().read(numbers)
+
+    quick, fast = squares(8), run(tmp_path / "fast", 8, validation=None)
+    slow = Slow(quick.image, quick.target, quick.weight, shard_size=1)
+    waits = [run(tmp_path / "slow", 8, validation=None, source=slow, memory_bytes=1).wait, fast.wait]
+    assert 1 >= waits[0] > 0.5 and waits[0] > waits[1] >= 0
 
 
 def test_more_steps_go_on_from_the_last(tmp_path: Path) -> None:
