@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 for folder in (Path(__file__).parent, Path(__file__).parents[1] / "integration"):
@@ -16,6 +13,7 @@ for folder in (Path(__file__).parent, Path(__file__).parents[1] / "integration")
         sys.path.insert(0, str(folder))
 
 from forks import Forks  # noqa: E402
+from watch import KEPT, watch  # noqa: E402
 
 PROJECT = """
 [[data]]
@@ -48,38 +46,16 @@ chunk = [1, 32, 32]
 SHAPE = (2, 70, 300)  # long enough for a pyramid
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_a_module_is_left() -> Iterator[None]:
+    """The same for what the tests of a module share."""
+    yield from watch()
+
+
 @pytest.fixture(autouse=True)
-def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_is_left() -> Iterator[None]:
     """Fail where a test leaves a child process, a listening port, or a file of ours in the temporary folder."""
-    before = _left()
-    yield
-    until = time.monotonic() + 15
-    while new := _left() - before:
-        if time.monotonic() > until:
-            pytest.fail(f"left behind: {sorted(new)}")
-        time.sleep(0.05)
-
-
-# Of the fixtures of a module or session: they end later, and are watched over by those who made them.
-KEPT: set[int] = set()
-
-
-def _left() -> set[str]:
-    found = set()
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            words = " ".join(process.cmdline())
-            if process.pid in KEPT or {p.pid for p in process.parents()} & KEPT or "resource_tracker" in words:
-                continue
-            if process is not me and process.status() != psutil.STATUS_ZOMBIE:
-                found.add(f"process {process.pid} {words}")
-            ports = [c.laddr.port for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
-            found.update(f"port {port} of {process.pid}" for port in ports)
-        except psutil.NoSuchProcess:
-            continue
-    places = (Path(tempfile.gettempdir()), Path.cwd())
-    return found | {str(p) for place in places for p in place.glob("*unetflow*")}
+    yield from watch()
 
 
 @pytest.fixture(scope="session")

@@ -259,7 +259,6 @@ class _Reporter:
     ) -> None:
         self._session, self._history, self._tell = session, history, on_event
         self._n_patches = n_patches
-        self._losses: list[float] = []
         self._rates = (0.0, 0.0)
         self._since = self._began = self._worked = time.monotonic()
         self._seconds = self._waited = 0.0
@@ -283,7 +282,7 @@ class _Reporter:
         waited, seconds = self._worked - self._began, time.monotonic() - self._began
         self._waited, self._seconds = self._waited + waited, self._seconds + seconds
         rate = session.optimizer.param_groups[0]["lr"]
-        self._losses.append(loss)
+        session.losses.append(loss)
         self._rates = (rate, gradient_norm)
         self._tell({
             "event": "skipped" if session.n_skipped else "step",
@@ -305,13 +304,13 @@ class _Reporter:
                 "step": session.step,
                 "epoch": session.step * session.recipe.patches_a_step / self._n_patches,
                 "learning_rate": self._rates[0],
-                "loss": sum(self._losses) / len(self._losses),
+                "loss": sum(session.losses) / len(session.losses),
                 "gradient_norm": self._rates[1],
                 "validation_loss": scores.get("loss"),
                 **{name: scores.get(name) for name in ("pixel_error", "dice", "iou", "adapted_rand_error")},
                 "seconds": round(time.monotonic() - self._since, 3),
             })  # fmt: skip
-        self._losses.clear()
+        session.losses.clear()
         self._since = time.monotonic()
 
 

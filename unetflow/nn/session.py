@@ -90,6 +90,7 @@ class Session:
         )
         self.step = 0
         self.n_skipped = 0
+        self.losses: list[float] = []  # of the steps since the last row of the metrics
         self.n_worse = 0
         self.best_step: int | None = None
         self.best_score: float | None = None
@@ -244,6 +245,7 @@ class Session:
         }
         state = {
             "n_skipped": self.n_skipped,
+            "losses": self.losses,
             "n_worse": self.n_worse,
             "best_step": self.best_step,
             "best_score": self.best_score,
@@ -274,6 +276,7 @@ class Session:
             ) from cause
         _restore_random(groups["random"], self.device)
         self.step, self.n_skipped = found.step, int(found.state["n_skipped"])
+        self.losses = list(found.state.get("losses", []))
         self.n_worse = int(found.state.get("n_worse", 0))
         self.best_step, self.best_score = found.state["best_step"], found.state["best_score"]
         self._best = groups.get("best", {})

@@ -38,6 +38,7 @@ class Watchdog:
     def __init__(self, client: Client, block_seconds: float) -> None:
         self._client, self._block_seconds = client, block_seconds
         self._finished_at: dict[str, float] = {}
+        self._paused_since: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
         self._why: dict[str, str] = {}
 
@@ -64,6 +65,9 @@ class Watchdog:
         with suppress(OSError, TimeoutError):  # a scheduler that is away: the executor tells
             for worker, keys in self._client.processing().items():
                 self._judge(worker, [sent_at[key] for key in keys if key in sent_at], now)
+            for worker in self._paused():  # the scheduler gives it nothing: what waits for it waits for ever
+                if now - self._paused_since.setdefault(worker, now) >= PAUSED_SECONDS:
+                    self._end(worker, "it was paused, for its memory is nearly full (use fewer --workers)", now)
 
     def _judge(self, worker: str, sent: list[float], now: float) -> None:
         if worker in self._ended_at:
@@ -78,12 +82,13 @@ class Watchdog:
         idle = now - max(min(sent), self._finished_at.get(worker, 0.0))
         if idle > self._block_seconds:
             self._end(worker, f"nothing was finished for {idle:.0f} s (cluster.block_minutes): it hangs", now)
-        elif idle > PAUSED_SECONDS and self._is_paused(worker):
-            self._end(worker, "it was paused, for its memory is nearly full (use fewer --workers)", now)
 
-    def _is_paused(self, worker: str) -> bool:
-        record = self._client.scheduler_info(n_workers=-1)["workers"].get(worker, {})
-        return bool(record.get("status") == "paused")
+    def _paused(self) -> list[str]:
+        """List the paused workers, and forget when those were paused that are not any more."""
+        records = self._client.scheduler_info(n_workers=-1)["workers"].items()
+        paused = [w for w, record in records if record.get("status") == "paused" and w not in self._ended_at]
+        self._paused_since = {w: at for w, at in self._paused_since.items() if w in paused}
+        return paused
 
     def _end(self, worker: str, why: str, now: float) -> None:
         logger.warning("worker %s is ended: %s", worker, why)

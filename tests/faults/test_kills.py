@@ -1,0 +1,77 @@
+"""``kill -9`` at random moments: of the driver, of a worker, of all at once. `make soak` does 20 rounds a stage."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import oracle
+import psutil
+import pytest
+from forks import Forks
+from killable import check, go_on_to_the_end, set_up
+
+VICTIMS = ("driver", "worker", "all")
+WORKERS = ("--cluster", "local", "--workers", "2")
+
+
+def worker_of(driver: int) -> psutil.Process | None:
+    """Return a worker process that runs blocks, if there is one yet."""
+    workers = [p for p in psutil.Process(driver).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    return random.choice(workers) if workers else None
+
+
+def kill(victim: str, driver: int) -> None:
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        if victim == "all":
+            os.killpg(driver, signal.SIGKILL)
+        elif victim == "driver":
+            os.kill(driver, signal.SIGKILL)
+        elif (worker := worker_of(driver)) is not None:
+            worker.kill()
+
+
+def rounds(stage: str, n: int, place: Path, forks: Forks) -> int:
+    """Kill ``n`` times at random moments; return how often a command was still running then."""
+    draw = random.Random(f"{stage} {n}")
+    chosen = set_up(stage, place, forks)
+    began = time.monotonic()
+    go_on_to_the_end(chosen, place, forks, *WORKERS)
+    lasts, n_hit = time.monotonic() - began, 0
+    for number in range(n):
+        chosen = set_up(stage, place, forks)
+        victim = VICTIMS[number % len(VICTIMS)]
+        driver = forks.start(*chosen.words, *WORKERS, folder=place)
+        time.sleep(draw.uniform(0.2, 0.95) * lasts)
+        is_hit = psutil.pid_exists(driver) and psutil.Process(driver).status() != psutil.STATUS_ZOMBIE
+        kill(victim, driver)
+        ended = forks.end()
+        n_hit += is_hit
+        if victim == "worker":
+            assert ended.code == 0, ended
+            check(chosen, place)
+        elif is_hit:
+            assert ended.code in (-9, 0), ended
+        before = oracle.done(place / chosen.folder, chosen.name)
+        result = go_on_to_the_end(chosen, place, forks)
+        assert stage == "train" or result["blocks_skipped"] >= len(before)
+    return n_hit
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "segment"])
+def test_kills_at_random_moments_end_with_the_bytes_of_an_undisturbed_run(
+    stage: str, place: Path, forks: Forks
+) -> None:
+    assert rounds(stage, 3, place, forks) > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", ["prepare", "train", "segment"])
+def test_twenty_kills_at_random_moments(stage: str, place: Path, forks: Forks) -> None:
+    n_hit = rounds(stage, 20, place, forks)
+    print(f"{stage}: 20 kills, {n_hit} of them while it ran")
+    assert n_hit >= 10
