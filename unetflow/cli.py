@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unetflow.terminal import Common, check_place, copy_place, refuse_problems, run_stage, show
+from unetflow.terminal import Common, after_training, check_place, copy_place, refuse_problems, run_stage, show
 
 app = typer.Typer(
     name="unetflow",
@@ -190,7 +190,7 @@ def train(
             )  # fmt: skip
 
     result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
-    show(result, common, None if plan else "next: unetflow segment VOLUME")
+    show(result, common, None if plan else after_training(result, common.settings().train.monitor))
 
 
 @app.command()

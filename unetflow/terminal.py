@@ -320,9 +320,26 @@ class TrainingDisplay:
         self.bar.update(self.task, completed=event["step"], description=_words(event))
 
 
+def after_training(result: Result, monitor: str) -> str:
+    """Say in one line how good the model is, and what comes next.
+
+    Examples
+    --------
+    >>> after_training({"validation_dice": 0.91234, "best_step": 300}, "dice")
+    'best dice on held-out patches: 0.9123, after step 300; next: unetflow segment VOLUME'
+    >>> after_training({"validation_loss": None, "best_step": 300}, "loss")
+    'next: unetflow segment VOLUME'
+    """
+    score = result.get(f"validation_{monitor}")
+    advice = "next: unetflow segment VOLUME"
+    if score is None:
+        return advice
+    return f"best {monitor} on held-out patches: {score:.4g}, after step {result['best_step']}; {advice}"
+
+
 def _words(event: dict[str, Any]) -> str:
     skip = {"step", "steps", "is_best"}
     return ", ".join(
         f"{key.replace('_', ' ')} {value:.4g}" for key, value in event.items()
-        if key not in skip and isinstance(value, int | float)
+        if key not in skip and "/" not in key and isinstance(value, int | float)  # one class's scores have a slash
     )  # fmt: skip
