@@ -85,7 +85,7 @@ def _batches(work: Path) -> Any:
     ])  # fmt: skip
     pairs = zip(np.load(work / "fit.npy"), np.load(work / "fit-truth.npy"), strict=True)
     items = [{"image": image[None].astype(np.float32), "label": truth[None]} for image, truth in pairs]
-    loader = DataLoader(CacheDataset(items, changes, progress=False), BATCH, shuffle=True)
+    loader = DataLoader(CacheDataset(items, changes, progress=False), batch_size=BATCH, shuffle=True)
     while True:
         yield from loader
 
