@@ -36,7 +36,7 @@ lint: $(INSTALLED)
 
 # One script a claim; the first that fails ends the run. What they share has no main part.
 bench: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt monai
+	@$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt monai dask-image pims slicerator imageio
 	@for script in $$(grep -l __main__ benchmarks/*.py | grep -v train_peers); do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 # Hours: fifteen minutes for each of three sides and three seeds; it goes on where it stopped.

@@ -175,8 +175,10 @@ def relabel(fragments: Fragments, numbers: Array) -> Array:
     >>> relabel(np.array([0, 2, 1], np.uint32), np.array([70, 80], np.uint64))
     array([ 0, 80, 70], dtype=uint64)
     """
-    table: Array = np.concatenate([np.zeros(1, numbers.dtype), numbers])
-    return table[fragments]
+    table = np.concatenate([np.zeros(1, numbers.dtype), numbers])
+    out: Array = np.empty(fragments.shape, numbers.dtype)
+    _look_up(np.ascontiguousarray(fragments).reshape(-1), table, out.reshape(-1))
+    return out
 
 
 def _components(mask: Array, linked: Sequence[bool], connectivity: str) -> tuple[Fragments, int]:
@@ -190,13 +192,15 @@ def _components(mask: Array, linked: Sequence[bool], connectivity: str) -> tuple
     around = _CONNECTIVITIES[connectivity, n_linked]
     is_foreground = mask if mask.dtype == np.bool_ else mask != 0
     pieces = is_foreground.reshape(-1, *mask.shape[-n_linked:])
-    found = np.empty(pieces.shape, np.uint32)
-    n = 0
-    for out, piece in zip(found, pieces, strict=True):
+    found, n = [], 0
+    for piece in pieces:
         labels, count = cc3d.connected_components(piece, connectivity=around, out_dtype=np.uint32, return_N=True)
-        out[...] = labels if n == 0 else np.where(labels > 0, labels + np.uint32(n), np.uint32(0))
+        if n:
+            labels[labels > 0] += np.uint32(n)
+        found.append(labels)
         n += int(count)
-    return found.reshape(mask.shape), n
+    together = found[0] if len(found) == 1 else np.stack(found)
+    return np.ascontiguousarray(together).reshape(mask.shape), n
 
 
 def _neighbourhood(linked: Sequence[bool], connectivity: str) -> npt.NDArray[np.bool_]:
@@ -234,3 +238,10 @@ def _number_by_first_voxel(fragments: Fragments, numbers: Fragments, first: Inte
             first[number - 1] = i
         fragments[i] = number
         sizes[number - 1] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(fragments: Fragments, table: Array, out: Array) -> None:
+    # NumPy's indexing would make an index of 8 bytes a voxel first.
+    for i in range(len(fragments)):
+        out[i] = table[fragments[i]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.errors import InputError
-from unetflow.geometry import BlockGrid, Box
+from unetflow.geometry import BlockGrid, Box, Shape
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.holes import fill_holes as fill
 from unetflow.stages.in_memory import Source, as_path, is_path
@@ -23,6 +24,9 @@ from unetflow.stages.work import Conditions, Work, open_work, private_place, ref
 
 if TYPE_CHECKING:
     from unetflow.storage.volume import Volume
+
+
+Layout = tuple[Shape, Shape]
 
 
 def label_volume(
@@ -36,6 +40,8 @@ def label_volume(
     min_size: int = 0,
     fill_holes: bool | int = False,
     axes: str | None = None,
+    chunk: Sequence[int] | None = None,
+    shard: Sequence[int] | None = None,
     client: Any = None,
     conditions: Conditions | None = None,
     overwrite: bool = False,
@@ -65,6 +71,8 @@ def label_volume(
         Fill what objects enclose: all, or holes of at most so many voxels.
     axes : str, optional
         Letters of ``tzyx``, where metadata have none.
+    chunk, shard : sequence of int, optional
+        Of the labels, per axis; a block is a shard.
     client : distributed.Client, optional
         Where blocks run; None is a plain loop.
 
@@ -87,7 +95,7 @@ def label_volume(
     """
     if connectivity not in ("face", "full"):
         raise InputError(f"connectivity must be face or full, got '{connectivity}'; use face")
-    wanted = (threshold, connectivity, dims, link, min_size, fill_holes)
+    wanted = Wanted(threshold, connectivity, dims, link, min_size, fill_holes, _whole(chunk), _whole(shard))
     conditions = conditions or Conditions(client)
     if is_path(source):
         if out is None:
@@ -100,30 +108,48 @@ def label_volume(
         return result if out is not None else _read(target)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for: all that the labels depend on, but the source."""
+
+    threshold: float
+    connectivity: str
+    dims: int | None
+    link: bool
+    min_size: int
+    fill_holes: bool | int
+    chunk: Shape | None
+    shard: Shape | None
+
+
+def _whole(lengths: Sequence[int] | None) -> Shape | None:
+    return None if lengths is None else tuple(int(n) for n in lengths)
+
+
 def _label(
-    path: str, out: str, axes: str | None, wanted: tuple[Any, ...], conditions: Conditions, overwrite: bool
+    path: str, out: str, axes: str | None, wanted: Wanted, conditions: Conditions, overwrite: bool
 ) -> dict[str, Any]:
     from unetflow.storage.folders import remove
     from unetflow.storage.volume import open_volume
 
-    threshold, connectivity, dims, link, min_size, fill_holes = wanted
     volume = open_volume(path, axes=axes)
     if volume.n_channels != 1:
         raise InputError(f"a volume that is labelled must have one channel, got {volume.n_channels} in {path}")
-    dims = dims or min(3, len(volume.spatial_axes))
-    linked = linked_axes(volume.grid_axes, dims, link=link)
+    dims = wanted.dims or min(3, len(volume.spatial_axes))
+    linked = linked_axes(volume.grid_axes, dims, link=wanted.link)
+    layout = choose_layout(volume.shape, dims, wanted.chunk, wanted.shard)
     refuse_foreign(out, "label", overwrite=overwrite)
-    prints = {"input": volume.digest(), "wanted": list(wanted)}
+    prints = {"input": volume.digest(), "wanted": asdict(wanted)}
     scratch = private_place(out, "labelling")
     with open_work("label", out, prints, conditions, overwrite=overwrite) as work:
         is_new = work.ledger.value("created") is None
         if is_new:
             remove(scratch)
-        target = _array(out, volume, dims, "uint32", is_new=is_new, overwrite=overwrite)
+        target = _array(out, volume, layout, "uint32", is_new=is_new, overwrite=overwrite)
         work.ledger.set_value("created", True)
         grid = BlockGrid(volume.box, target.shard or target.chunk)
-        part = _Part(work, volume, target, grid, linked, scratch, dims)
-        n = work.once("objects", lambda: part.run(threshold, connectivity, min_size, fill_holes))
+        part = _Part(work, volume, target, grid, linked, scratch, layout)
+        n = work.once("objects", lambda: part.run(wanted))
         remove(scratch)
         return {"out": out, "objects": n, **work.totals()}
 
@@ -138,13 +164,13 @@ class _Part:
     grid: BlockGrid
     linked: tuple[bool, ...]
     scratch: str
-    dims: int
+    layout: Layout
 
-    def run(self, threshold: float, connectivity: str, min_size: int, fill_holes: bool | int) -> int:
+    def run(self, wanted: Wanted) -> int:
         """Fill and label; return the number of objects."""
-        source, foreground = self.source, Above(threshold)
+        source, foreground, fill_holes = self.source, Above(wanted.threshold), wanted.fill_holes
         pieces = Pieces((self.grid,))
-        only = stored_only(pieces, [source]).numbers if source.fill_value <= threshold else None
+        only = stored_only(pieces, [source]).numbers if source.fill_value <= wanted.threshold else None
         if fill_holes is not False:
             filled = self.array("filled", "uint8")
             holes = Labelling(source, self.array("background"), self.array("holes"), self.grid, self.linked)
@@ -153,21 +179,21 @@ class _Part:
             source, only = filled, None
         job = Labelling(source, self.array("fragments"), self.target, self.grid, self.linked)
         [n] = label_volumes(
-            self.work, (job,), foreground if source is self.source else is_foreground, connectivity=connectivity,
-            scratch=self.scratch, min_size=min_size, only=only, widen=self.widen,
+            self.work, (job,), foreground if source is self.source else is_foreground, connectivity=wanted.connectivity,
+            scratch=self.scratch, min_size=wanted.min_size, only=only, widen=self.widen,
         )  # fmt: skip
         return n
 
     def widen(self, _: int) -> Volume:
         """Create the target anew, for more objects than 32 bits count."""
-        return _array(self.target.path, self.source, self.dims, "uint64", is_new=True, overwrite=True)
+        return _array(self.target.path, self.source, self.layout, "uint64", is_new=True, overwrite=True)
 
     def array(self, name: str, dtype: str = "uint32") -> Volume:
         """Create, or find, a temporary array."""
         from unetflow.storage.store import find_node
 
         path = f"{self.scratch}/{name}"
-        return _array(path, self.source, self.dims, dtype, is_new=find_node(path) is None)
+        return _array(path, self.source, self.layout, dtype, is_new=find_node(path) is None)
 
 
 @dataclass(frozen=True)
@@ -181,11 +207,11 @@ class Above:
         return np.asarray(volume.read(box)[0] > self.threshold)
 
 
-def _array(path: str, like: Volume, dims: int, dtype: str, *, is_new: bool, overwrite: bool = False) -> Volume:
+def _array(path: str, like: Volume, layout: Layout, dtype: str, *, is_new: bool, overwrite: bool = False) -> Volume:
     from unetflow.storage.volume import create_array, open_volume
 
     if is_new:
-        chunk, shard = choose_layout(like.shape, dims)
+        chunk, shard = layout
         create_array(
             path, axes=like.grid_axes, shape=like.shape, dtype=dtype, chunk=chunk, shard=shard, overwrite=overwrite,
             voxel_size=like.voxel_size, translation=like.translation, unit=like.unit,
