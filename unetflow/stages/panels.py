@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +74,7 @@ class Panels:
         title = f"weight, {weight.min():.3g} to {weight.max():.3g}"
         self.panels.append(_Panel(title, weight, box, None, box, is_weight=True))
 
-    def save(self, path: str | Path | IO[bytes]) -> None:
+    def save(self, path: str) -> None:
         """Write the PNG."""
         from matplotlib.figure import Figure
 
@@ -94,7 +91,7 @@ class Panels:
                 bar = figure.colorbar(axes.images[0], cax=figure.add_axes(place))
                 _label_bar(bar)
         # Matplotlib would name its version: equal data shall give equal bytes. More effort saves little of noise.
-        figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
 
     def _panel_pixels(self) -> tuple[int, int]:
         """Return width and height of a panel: whole pixels a voxel where they fit."""
@@ -116,22 +113,6 @@ class Panels:
         if panel.frame is not None and panel.frame.shape != self.shape:
             left, right, bottom, top = _extent(panel.frame)
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=_LINE, lw=1.2))
-
-
-def save_rows(path: Path, rows: Sequence[Panels]) -> npt.NDArray[np.uint8]:
-    """Write rows of panels below each other as one PNG, and return its pixels (Y, X, 3)."""
-    from PIL import Image
-
-    drawn = []
-    for panels in rows:
-        file = io.BytesIO()
-        panels.save(file)
-        drawn.append(np.asarray(Image.open(file).convert("RGB")))
-    width = max(picture.shape[1] for picture in drawn)
-    padded = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in drawn]
-    whole: npt.NDArray[np.uint8] = np.concatenate(padded)
-    Image.fromarray(whole).save(path, compress_level=3)
-    return whole
 
 
 def _weight_look(weight: Array) -> dict[str, Any]:
