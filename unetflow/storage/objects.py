@@ -47,7 +47,7 @@ class Objects:
 
     def upload(self, name: str, file: str) -> None:
         """Write an object from a local file, which need not fit memory."""
-        self._run(self._fs._put_file(file, self._path(name)))
+        self._run(self._fs._put_file, file, self._path(name))
 
     def create(self, name: str, content: bytes) -> bool:
         """Write an object that is not there yet, and say whether it was not.
