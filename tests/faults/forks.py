@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 SERVER = Path(__file__)
+AWAY = "TEST_AWAY_SECONDS"  # in the environment of a command: how long it waits for a store
 HEAVY = (
     "torch", "torch._dynamo", "zarr", "scipy.ndimage", "cc3d", "numba", "matplotlib.pyplot", "skimage.measure",
     "unetflow.nn.loop", "unetflow.nn.predict", "unetflow.numerics.weights", "unetflow.numerics.displace",
@@ -95,7 +96,8 @@ def _serve() -> None:
 def _run(wish: dict[str, Any]) -> int:
     from unetflow import failpoints
     from unetflow.cli import app
-    from unetflow.storage import ledger
+    from unetflow.runtime.blockwise import run_pass
+    from unetflow.storage import ledger, objects
 
     os.setsid()
     os.chdir(wish["folder"])
@@ -105,6 +107,8 @@ def _run(wish: dict[str, Any]) -> int:
         os.dup2(told, number)
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     ledger.COMMIT_SECONDS = 0.0  # else a run of a second is one group of records, and a kill loses it whole
+    if AWAY in os.environ:
+        objects.AWAY_SECONDS = run_pass.__kwdefaults__["away_patience"] = float(os.environ[AWAY])
     sys.argv = ["unetflow", *wish["words"]]
     try:
         app(wish["words"])

@@ -100,13 +100,18 @@ def ledger(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line[9:]) for line in lines]
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "zeroed", "flipped"])
-@pytest.mark.parametrize("codec", ["zstd", "gzip", "blosc", "none", "shard"])
+# What carries no checksum cannot tell: docs/faults.md says so.
+SILENT = {("none", "zeroed"), ("none", "flipped"), ("blosc", "flipped")}
+DAMAGES = [
+    (codec, damage)
+    for codec in ("zstd", "gzip", "blosc", "none", "shard")
+    for damage in ("empty", "cut", "zeroed", "flipped")
+    if (codec, damage) not in SILENT
+]
+
+
+@pytest.mark.parametrize(("codec", "damage"), DAMAGES)
 def test_damage_is_never_read_as_voxels(tmp_path: Path, codec: str, damage: str) -> None:
-    if damage in ("zeroed", "flipped") and codec in ("none",):
-        pytest.skip("bytes without codec carry nothing that would tell")
-    if damage == "flipped" and codec == "blosc":
-        pytest.skip("blosc carries no checksum: docs/faults.md says so")
     voxels = np.random.default_rng(0).integers(1, 255, (64, 64)).astype(np.uint8)
     codecs: Any = {"zstd": ZstdCodec(checksum=True), "gzip": GzipCodec(), "blosc": BloscCodec(), "none": None}
     made = zarr.create_array(

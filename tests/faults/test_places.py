@@ -9,14 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import oracle
+import psutil
 import pytest
-from forks import SERVER, Forks
+from forks import AWAY, SERVER, Forks
+from watch import keep
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 SEGMENT = ("segment", "raw.zarr", "-m", "run", "--cluster", "none")
@@ -159,57 +163,122 @@ def test_the_second_of_two_commands_is_told_who_works_and_takes_over_from_the_de
     shutil.rmtree(out)
 
 
-class Bucket:
-    """An S3 server that can be stopped and started; what it holds lives as long as its process."""
+class Gate:
+    """A port that leads to an S3 server, and can be shut: then nobody answers, as where a network is away."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.environ = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-        }  # fmt: skip
-        command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.server_port, self.port = free_port(), free_port()
+        command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(self.server_port)]
+        self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.pairs: list[socket.socket] = []
         until = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/moto-api/", timeout=5).close()
+                self._ask("/moto-api/")
                 break
             except OSError:
                 assert time.monotonic() < until
                 time.sleep(0.05)
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/volumes", method="PUT")
-        urllib.request.urlopen(request, timeout=30).close()
+        self._ask("/volumes", method="PUT")
+        self.open()
 
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}", "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
+        }  # fmt: skip
+
+    def count(self, prefix: str) -> int:
+        return self._ask(f"/volumes?list-type=2&prefix={prefix}").count(b"<Key>")
+
+    def _ask(self, path: str, method: str = "GET") -> bytes:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.server_port}{path}", method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
+
+    def open(self) -> None:
+        self.door = socket.create_server(("127.0.0.1", self.port))
+        self.keeper = threading.Thread(target=self._keep, args=(self.door,))
+        self.keeper.start()
+
+    def shut(self) -> None:
+        self.door.shutdown(socket.SHUT_RDWR)
+        self.door.close()
+        self.keeper.join()
+        for end in self.pairs:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.pairs.clear()
+
+    def _keep(self, door: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                here, _ = door.accept()
+                there = socket.create_connection(("127.0.0.1", self.server_port))
+                self.pairs += [here, there]
+                for source, sink in ((here, there), (there, here)):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.kill()
+        self.server.wait()
 
 
-@pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    running = Bucket()
-    yield running
-    running.kill()
+def pump(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
 
 
-def test_a_store_that_goes_away_on_the_way_ends_with_75(place: Path, forks: Forks, bucket: Bucket) -> None:
-    from unetflow.failpoints import VARIABLE
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
-    environ = {**bucket.environ, "UNETFLOW_AWAY_SECONDS": "3"}
-    # The driver stops at a record, as at any other moment; then the server dies, and the driver goes on.
-    driver = forks.start(*SEGMENT, "-o", "s3://volumes/out.zarr", folder=place, **environ)
-    assert VARIABLE not in environ
-    until = time.monotonic() + 60
-    listing = f"http://127.0.0.1:{bucket.port}/volumes?list-type=2&prefix=out.zarr/0/c"
-    while b"<Key>" not in urllib.request.urlopen(listing, timeout=30).read():
-        assert time.monotonic() < until
-    os.kill(driver, signal.SIGSTOP)
-    bucket.kill()
+
+@pytest.fixture(scope="module")
+def gate() -> Iterator[Gate]:
+    running = Gate()
+    with keep():
+        yield running
+    with suppress(OSError):
+        running.shut()
+    running.close()
+
+
+def shut_on_the_way(gate: Gate, name: str, place: Path, forks: Forks, seconds: str) -> None:
+    """Start a command that writes to the store, and shut the gate when some chunks are there."""
+    driver = forks.start(*SEGMENT, "-o", f"s3://volumes/{name}", folder=place, **gate.environ, **{AWAY: seconds})
+    until = time.monotonic() + 120
+    while not gate.count(f"{name}/0/c/"):
+        assert time.monotonic() < until and psutil.pid_exists(driver)
+    os.kill(driver, signal.SIGSTOP)  # a quick machine would be through before the gate is shut
+    gate.shut()
     os.kill(driver, signal.SIGCONT)
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(place: Path, forks: Forks, gate: Gate) -> None:
+    shut_on_the_way(gate, "back.zarr", place, forks, "60")
+    time.sleep(3)
+    gate.open()
     ended = forks.end()
+    assert ended.code == 0, ended
+    assert "is away" in ended.told
+    chunks = (place / "raw.unetflow.zarr" / "0" / "c").rglob("*")
+    assert gate.count("back.zarr/0/c/") == sum(path.is_file() for path in chunks)
+
+
+def test_a_store_that_stays_away_ends_with_75_and_the_same_command_goes_on(
+    place: Path, forks: Forks, gate: Gate
+) -> None:
+    shut_on_the_way(gate, "away.zarr", place, forks, "2")
+    ended = forks.end()
+    gate.open()
     assert ended.code == 75, ended
-    assert "Traceback" not in ended.told
-    assert "unetflow segment raw.zarr" in ended.told
+    assert "Traceback" not in ended.told and "unetflow segment raw.zarr" in ended.told
+    again = forks.run(*SEGMENT, "-o", "s3://volumes/away.zarr", "--json", "-q", folder=place, **gate.environ)
+    assert again.code == 0, again
+    assert json.loads(again.told.splitlines()[-1])["blocks_skipped"] > 0
