@@ -1,4 +1,4 @@
-"""Memory of a labelling follows its blocks, not the volume: of driver, scheduler and workers, whatever the objects are."""
+"""Memory of a labelling follows its blocks, not the volume: that of driver and workers, whatever the objects are."""
 
 from __future__ import annotations
 

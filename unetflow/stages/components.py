@@ -18,6 +18,7 @@ of its block, the driver the open fragments of one slab of blocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.errors import StageError
-from unetflow.geometry import BlockGrid, Box
+from unetflow.geometry import BlockGrid, Box, Shape
 from unetflow.stages.component_blocks import ComponentStarts, Keep, LabelBlock, PairBlock, RelabelBlock, face_arrays
 from unetflow.stages.joining import OpenFragments, join_fragments, publish_numbers
 from unetflow.stages.pieces import Pieces, Some
@@ -160,6 +161,14 @@ def _label(work: Work, task: _Task) -> list[int]:
     relabel = RelabelBlock(jobs, pieces, table, found.table, found.published, numbered.rows)
     work.run_pass(f"{prefix}relabel", relabel, blocks)
     return totals
+
+
+def label_bytes(shard: Shape, shape: Shape) -> int:
+    """Return the bytes that a worker takes for a block of a labelling: 20 a voxel.
+
+    Classes and mask, fragments and the library's own copy; then fragments, final ids and a packed copy.
+    """
+    return 20 * math.prod(min(s, n) for s, n in zip(shard, shape, strict=True))
 
 
 def fit_target(target: Volume, index: int, n: int, widen: Widen | None) -> Volume:

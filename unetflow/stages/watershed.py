@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 # A block is at least this many halos long, or most of what it reads would be halo.
 _HALOS_A_BLOCK = 4
-# With its halo it is at most so large, at about 30 bytes a voxel, where the shards allow it.
+# With its halo it is at most so large where the shards allow it.
 _MOST_VOXELS = 2**25
+# What a flood holds of each of its voxels.
+FLOOD_BYTES = 30
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,24 @@ def flood_block(shard: Shape, shape: Shape, halo: Shape, most: int = _MOST_VOXEL
 
 def _with_halo(block: Shape, shape: Shape, halo: Shape) -> int:
     return math.prod(min(n, b + 2 * h) for n, b, h in zip(shape, block, halo, strict=True))
+
+
+def flood_bytes(shard: Shape, shape: Shape, voxel_size: tuple[float, ...], linked: tuple[bool, ...]) -> int:
+    """Return the bytes that a worker takes for a block with its halo.
+
+    Parameters
+    ----------
+    shard, shape : tuple of int
+        Of the instances, per grid axis.
+    voxel_size : tuple of float
+        Per spatial axis.
+    linked : tuple of bool
+        Axes along which neighbours belong together.
+    """
+    from unetflow.numerics.watershed import flood_halo, flood_strides
+
+    halo = flood_halo(flood_strides(voxel_size, len(shape)), linked)
+    return FLOOD_BYTES * _with_halo(flood_block(shard, shape, halo), shape, halo)
 
 
 def flood_volumes(

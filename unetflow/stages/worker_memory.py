@@ -7,6 +7,7 @@
     blocks     the raw voxels of this block and of the next one, the results of this one and the last
     cache      decoded chunks of the raw volume
     heaps      gaps on the heaps of the threads that read, compute and write
+    objects    a block of the passes that find objects, which run when the network is done
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from unetflow.forward_memory import forward_bytes, weight_bytes
 from unetflow.geometry import Box
 from unetflow.memory import format_bytes
 from unetflow.stages.bricks import Reads
+from unetflow.stages.components import label_bytes
+from unetflow.stages.layout import linked_axes
+from unetflow.stages.watershed import flood_bytes
 
 if TYPE_CHECKING:
     from unetflow.stages.predict import Image
@@ -45,15 +49,16 @@ class Memory:
     blocks: int
     cache: int
     heaps: int
+    objects: int = 0
 
     @property
     def total(self) -> int:
-        """All parts together."""
-        return self.base + self.network + self.blocks + self.cache + self.heaps
+        """The most that is held at once: objects are found when nothing is predicted any more."""
+        return self.base + max(self.network + self.blocks + self.cache + self.heaps, self.objects)
 
     def in_words(self) -> str:
         """Return the total and its parts as people write them."""
-        parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in asdict(self).items())
+        parts = ", ".join(f"{name} {format_bytes(n)}" for name, n in asdict(self).items() if n)
         return f"{format_bytes(self.total)} ({parts})"
 
 
@@ -77,7 +82,19 @@ def plan_memory(made: Plan, reads: Sequence[Reads], n_threads: int, cache: int) 
         blocks=blocks,
         cache=min(cache, max(r.bytes(r.all) for r in reads)),
         heaps=min(_HEAPS_BYTES, network + blocks),
+        objects=max(_object_bytes(made, image) for image in made.images),
     )
+
+
+def _object_bytes(made: Plan, image: Image) -> int:
+    """Return the bytes of a block of the passes that find objects."""
+    settings, shape, volume = made.settings.segment, image.domain.shape, image.volume
+    if "instances" not in settings.outputs:
+        return 0
+    linked = linked_axes(volume.grid_axes, made.spec.dims, link=settings.link)
+    is_flooded = settings.instances == "watershed"
+    flooded = flood_bytes(image.shard, shape, volume.voxel_size, linked) if is_flooded else 0
+    return max(flooded, label_bytes(image.shard, shape))
 
 
 def _tiles_at_once(made: Plan, image: Image, n_threads: int) -> int:
