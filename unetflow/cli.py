@@ -119,7 +119,8 @@ def convert(
             plan_only=plan, conditions=conditions,
         )  # fmt: skip
 
-    show(run_stage(common, work, needs_cluster=not plan), common, f"wrote {target}" if not plan else None)
+    result = run_stage(common, work, needs_cluster=not plan, wants_gpu=False)
+    show(result, common, f"wrote {target}" if not plan else None)
 
 
 @app.command()
@@ -151,7 +152,7 @@ def prepare(
             return prepare_plan.plan(settings).summary()
         return stage.prepare(settings, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed)
 
-    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True, wants_gpu=False)
     show(result, common, None if plan else "next: unetflow train")
 
 
@@ -189,7 +190,7 @@ def train(
                 on_event=display,
             )  # fmt: skip
 
-    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True, wants_gpu=True)
     show(result, common, None if plan else after_training(result, common.settings().train.monitor))
 
 
@@ -241,7 +242,7 @@ def segment(
             settings, volume, part=part, conditions=conditions, overwrite=overwrite, retry_failed=retry_failed, **chosen
         )
 
-    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True)
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True, wants_gpu=True)
     advice = "next: unetflow evaluate OUT TRUTH" if part is None else "when all parts are done: the same without --part"
     show(result, common, None if plan else advice)
 
@@ -281,7 +282,7 @@ def evaluate(
             return stage.plan(settings, segmentation, truth, **chosen).summary()
         return stage.evaluate(settings, segmentation, truth, conditions=conditions, overlays=overlays, **chosen)
 
-    show(run_stage(common, work, needs_cluster=not plan), common, None)
+    show(run_stage(common, work, needs_cluster=not plan, wants_gpu=False), common, None)
 
 
 @app.command()

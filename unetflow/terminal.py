@@ -72,17 +72,27 @@ def _absolute(path: str) -> str | Path:
 
 
 def run_stage(
-    common: Common, work: Callable[..., Result], *, needs_cluster: bool = True, keeps_logs: bool = False
+    common: Common,
+    work: Callable[..., Result],
+    *,
+    needs_cluster: bool = True,
+    keeps_logs: bool = False,
+    wants_gpu: bool | None = None,
 ) -> Result:
     """Run a stage with the cluster it asks for, and turn errors into exit codes.
 
-    With ``keeps_logs``, warnings of workers go to files in ``RUN/logs``.
+    With ``keeps_logs``, warnings of workers go to files in ``RUN/logs``. Where a cluster has workers with
+    and without a GPU, ``wants_gpu`` says which of them the stage uses; None is all.
     """
     _configure_logging(common)
     try:
         if not inspect.signature(work).parameters:
             return work()
-        return _run_on_cluster(common, work, needs_cluster=needs_cluster, keeps_logs=keeps_logs)
+        if not needs_cluster:
+            from unetflow.stages.work import Conditions
+
+            return work(Conditions())
+        return _run_on_cluster(common, work, keeps_logs=keeps_logs, wants_gpu=wants_gpu)
     except (InputError, FileNotFoundError) as error:
         _fail(common, error, EXIT_USAGE)
     except Interrupted as error:
@@ -97,16 +107,14 @@ def run_stage(
 
 
 def _run_on_cluster(
-    common: Common, work: Callable[..., Result], *, needs_cluster: bool, keeps_logs: bool
+    common: Common, work: Callable[..., Result], *, keeps_logs: bool, wants_gpu: bool | None
 ) -> Result:
-    from unetflow.stages.work import Conditions
-
-    if not needs_cluster:
-        return work(Conditions())
     from unetflow.runtime.cluster import open_client
+    from unetflow.runtime.devices import for_stage
     from unetflow.runtime.progress import make_progress
     from unetflow.runtime.signals import stop_on_signals
     from unetflow.runtime.walltime import LastStart
+    from unetflow.stages.work import Conditions
 
     deadline, is_walltime = _deadline(common.deadline)
     name, options = cluster_of(common)
@@ -115,6 +123,8 @@ def _run_on_cluster(
         watch = LastStart(make_progress(quiet=common.quiet), should_stop, deadline, is_walltime=is_walltime)
         try:
             with open_client(name, workers=common.workers, options=options, log_folder=logs) as client:
+                if client is not None and wants_gpu is not None:
+                    client = for_stage(client, wants_gpu=wants_gpu)
                 return work(Conditions(client, watch, watch, deadline, block_seconds=_block_seconds(common)))
         finally:
             _tell_script(watch.n_recorded + TrainingDisplay.n_saved)
