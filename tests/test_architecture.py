@@ -20,7 +20,7 @@ import unetflow
 
 PACKAGE = Path(unetflow.__file__).parent
 
-BOTTOM = {"architecture", "errors", "failpoints", "forward_memory", "geometry", "memory"}
+BOTTOM = {"architecture", "errors", "failpoints", "forward_memory", "geometry", "memory", "row_stream"}
 MIDDLE = {"formats", "nn", "numerics", "runtime", "storage"}
 MAY_IMPORT = {
     "__init__": {"stages"},

@@ -1,199 +1,32 @@
-"""The memory of one forward pass, worked out by walking the network step by step.
+"""The memory of one forward pass, added up from what `unetflow.nn.streaming` holds.
 
-`forward_bytes` follows `unetflow.nn.unet.UNet.forward` and `unetflow.nn.predict.Predictor`: which
-tensors are alive at each step, from the tile that is copied out of a block to the probabilities
-that come back. Nothing is allocated, and torch is not loaded.
-
-::
-
-    level 0   image -> conv -> conv ----------- skip ------------> concatenated -> conv -> conv -> head
-                                 | pool                              ^ up              most is alive here,
-    bottom                     conv -> conv -------------------------+                 with the skip or after it
+A tile flows through the network row by row, so that most of it is never there at once: the rows that wait
+before each convolution and for their skip (`unetflow.row_stream` counts them), what one slab of rows makes
+on its way, the image and the result. Nothing is allocated, and torch is not loaded.
 
 Notes
 -----
-Held against the growth of a process in ``tests/unit/nn/test_forward_memory.py``. Buffers below
-`HEAP_BYTES` come from a heap that keeps what was freed (`unetflow.runtime.environment.ALLOCATOR`):
-its highest level is added to the larger buffers that live at a time.
+Held against the growth of a process in ``tests/unit/nn/test_forward_memory.py``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from unetflow.row_stream import planes, rows_held, slab_rows
 
 if TYPE_CHECKING:
     from unetflow.architecture import UNetSpec
 
 Shape = tuple[int, ...]
 
-# glibc never maps smaller buffers: 2**25 is the highest threshold that it takes.
-HEAP_BYTES = 2**25
-# Gaps between buffers on the heap: 20 to 30 MB in each of 16 networks (torch 2.13, glibc 2.36).
-_MOST_GAPS_BYTES = 24_000_000
+# Features of a slab. On a processor they should stay in its cache; a GPU wants more to do at a time.
+SLAB_BYTES = 8 * 2**20
+SLAB_BYTES_GPU = 128 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    channels: int
-    shape: Shape
-    itemsize: int
-    is_last: bool = True  # channels-last in memory
-
-    @property
-    def nbytes(self) -> int:
-        return self.channels * math.prod(self.shape) * self.itemsize
-
-
-@dataclass(slots=True)
-class _Meter:
-    """Bytes alive now and at most; small buffers on a heap, large ones mapped."""
-
-    heap: int = 0
-    heap_peak: int = 0
-    mapped: int = 0
-    peak: int = 0
-
-    def take(self, n_bytes: int) -> None:
-        if n_bytes < HEAP_BYTES:
-            self.heap += n_bytes
-            self.heap_peak = max(self.heap_peak, self.heap)
-        else:
-            self.mapped += n_bytes
-        gaps = min(self.heap_peak // 4, _MOST_GAPS_BYTES)
-        self.peak = max(self.peak, self.heap_peak + gaps + self.mapped)
-
-    def free(self, n_bytes: int) -> None:
-        if n_bytes < HEAP_BYTES:
-            self.heap -= n_bytes
-        else:
-            self.mapped -= n_bytes
-
-
-class _Walk:
-    """One forward pass: each method is a layer that takes a tensor and frees what it has read."""
-
-    def __init__(self, spec: UNetSpec, itemsize: int) -> None:
-        self.spec = spec
-        self.itemsize = itemsize
-        self.meter = _Meter()
-        self.image: _Tensor | None = None
-
-    def new(self, channels: int, shape: Shape, itemsize: int | None = None, *, is_last: bool = True) -> _Tensor:
-        tensor = _Tensor(channels, shape, itemsize or self.itemsize, is_last)
-        self.meter.take(tensor.nbytes)
-        return tensor
-
-    def free(self, *tensors: _Tensor) -> None:
-        for tensor in tensors:
-            self.meter.free(tensor.nbytes)
-
-    def cast(self, x: _Tensor, itemsize: int) -> list[_Tensor]:
-        """Autocast copies what a layer does not compute in."""
-        return [] if x.itemsize == itemsize else [self.new(x.channels, x.shape, itemsize)]
-
-    def layer(self, x: _Tensor, channels: int, shape: Shape, kernel: Shape) -> _Tensor:
-        """Convolve; what exists only meanwhile are casts, reordered weights and unfolded columns."""
-        meanwhile = [*self.cast(x, self.itemsize), self.new(x.channels * channels, kernel)]
-        is_native = self.is_native(x, kernel)
-        is_whole_copy = x.channels > 1 and (x.is_last == is_native) and (self.spec.dims == 3 or not is_native)
-        if is_whole_copy:
-            meanwhile.append(self.new(x.channels, x.shape))
-        if is_native and max(kernel) > 1:
-            meanwhile.append(self.new(x.channels * math.prod(kernel), shape))
-        out = self.new(channels, shape, is_last=not is_native or self.spec.dims == 2)
-        self.free(*meanwhile)
-        return out
-
-    def is_native(self, x: _Tensor, kernel: Shape) -> bool:
-        """Say whether torch takes its own convolution, not oneDNN's: it unfolds the input first.
-
-        That is `ConvParams::use_mkldnn` of torch 2.6 to 2.13 for one image and one thread. In 3-D it
-        looks at channels and the first two axes only, so the first convolution of a small tile is one.
-        """
-        if self.itemsize != 4 or min(kernel[-2:]) > 3:
-            return False
-        return max(kernel) == 1 or x.channels * math.prod(x.shape[:2]) <= 20480
-
-    def convolve(self, x: _Tensor, channels: int, level: int) -> _Tensor:
-        kernel = self.spec.kernel[level]
-        loss = 0 if self.spec.padding == "same" else 1
-        shape = tuple(n - loss * (k - 1) for n, k in zip(x.shape, kernel, strict=True))
-        out = self.layer(x, channels, shape, kernel)
-        if x is not self.image:
-            self.free(x)
-        return out
-
-    def normalise(self, x: _Tensor) -> _Tensor:
-        """Layer norm computes in float32 under autocast; the ReLU after it works in place."""
-        itemsize = 4 if self.spec.norm == "layer" else x.itemsize
-        copies = self.cast(x, itemsize)
-        out = self.new(x.channels, x.shape, itemsize)
-        self.free(x, *copies)
-        return out
-
-    def convolutions(self, x: _Tensor, level: int) -> _Tensor:
-        for _ in range(2):
-            x = self.convolve(x, self.spec.channels(level), level)
-            if self.spec.norm != "none":
-                x = self.normalise(x)
-        return x
-
-    def pool(self, x: _Tensor, level: int) -> _Tensor:
-        """Torch notes where each maximum stood, in int64; what was pooled stays as the skip."""
-        shape = tuple(n // w for n, w in zip(x.shape, self.spec.pool[level], strict=True))
-        out = self.new(x.channels, shape, x.itemsize)
-        self.free(self.new(x.channels, shape, 8))
-        return out
-
-    def up(self, x: _Tensor, level: int) -> _Tensor:
-        window, channels = self.spec.pool[level], self.spec.channels(level)
-        shape = tuple(n * w for n, w in zip(x.shape, window, strict=True))
-        if self.spec.upsample == "transpose":
-            out = self.layer(x, channels, shape, window)
-        else:
-            wide = self.new(x.channels, shape, x.itemsize)
-            padded = self.new(x.channels, tuple(n + w - 1 for n, w in zip(shape, window, strict=True)), x.itemsize)
-            self.free(wide)
-            out = self.layer(padded, channels, shape, window)
-            self.free(padded)
-        self.free(x)
-        return out
-
-    def fuse(self, x: _Tensor, skip: _Tensor) -> _Tensor:
-        if self.spec.skip == "sum":
-            self.free(skip)
-            return x
-        itemsize = max(x.itemsize, skip.itemsize)
-        copies = self.cast(x, itemsize)
-        out = self.new(x.channels + skip.channels, x.shape, itemsize)
-        self.free(x, skip, *copies)
-        return out
-
-    def predict(self, shape: Shape) -> None:
-        """Go all the way, as the predictor does."""
-        spec = self.spec
-        tile = self.new(spec.in_channels, shape, 4)
-        # One channel is channels-last as it stands; the caller holds the image all the time.
-        self.image = x = tile if spec.in_channels == 1 else self.new(spec.in_channels, shape, 4)
-        skips = []
-        for level in range(spec.depth):
-            x = self.convolutions(x, level)
-            skips.append(x)
-            x = self.pool(x, level)
-        x = self.convolutions(x, spec.depth)
-        for level in reversed(range(spec.depth)):
-            x = self.convolutions(self.fuse(self.up(x, level), skips.pop()), level)
-        if spec.extra_conv:
-            x = self.convolve(x, spec.extra_conv, 0)
-        logits = self.layer(x, spec.out_channels, x.shape, (1,) * spec.dims)
-        self.free(x)
-        chances = [self.new(spec.out_channels, x.shape, 4) for _ in range(1 + (spec.out_channels > 1))]
-        self.free(logits, *chances)
-
-
-def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4) -> int:
+def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4, slab_bytes: int = SLAB_BYTES) -> int:
     """Return the most bytes that one forward pass has in use at a time, without the weights.
 
     Parameters
@@ -203,6 +36,8 @@ def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4) 
         Input of the network, one that it takes (`UNetSpec.tile_input`).
     itemsize : {4, 2}
         Bytes of a feature: float32, or bf16 autocast.
+    slab_bytes : int
+        Features that go through a level at a time.
 
     Examples
     --------
@@ -210,9 +45,37 @@ def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4) 
     >>> forward_bytes(UNetSpec.build(), (572, 572)) // 10**6
     273
     """
-    walk = _Walk(spec, itemsize)
-    walk.predict(tuple(shape))
-    return walk.meter.peak
+    ends = 4 * (spec.in_channels * math.prod(shape) + spec.out_channels * math.prod(spec.output_shape(shape)))
+    return ends + _held_bytes(spec, shape, itemsize, slab_bytes) + _passing_bytes(spec, shape, itemsize, slab_bytes)
+
+
+def _held_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) -> int:
+    """Return the bytes of all buffers of rows."""
+    held = rows_held(spec, shape[0], slab_rows(spec, shape, slab_bytes))
+    plane = planes(spec, shape)
+    width = 2 if spec.skip == "concat" else 1
+    total = 0
+    for level in range(spec.depth + 1):
+        channels = spec.channels(level)
+        first = spec.channels(level - 1) if level else spec.in_channels
+        total += _volume(held.contract[level], plane.contract[level], (first, channels))
+        if level < spec.depth:
+            total += _volume(held.join[level], plane.join[level], (width * channels, channels, channels))
+            total += held.skips[level] * plane.contract[level][-1] * channels
+            total += held.ups[level] * plane.join[level][0] * spec.channels(level + 1)
+    return itemsize * total
+
+
+def _volume(rows: tuple[int, ...], plane: tuple[int, ...], channels: tuple[int, ...]) -> int:
+    return sum(math.prod(numbers) for numbers in zip(rows, plane, channels, strict=False))
+
+
+def _passing_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) -> int:
+    """Return the bytes of what a slab makes on its way: features at every level, and the weights in oneDNN's order."""
+    rows, plane = slab_rows(spec, shape, slab_bytes), planes(spec, shape)
+    features = [itemsize * n * plane.contract[level][1] * spec.channels(level) for level, n in enumerate(rows)]
+    kernel = max(math.prod(kernel) * spec.channels(level) ** 2 for level, kernel in enumerate(spec.kernel))
+    return sum(features) + 2 * max(features) + itemsize * kernel
 
 
 def weight_bytes(spec: UNetSpec) -> int:

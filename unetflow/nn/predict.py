@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unetflow.forward_memory import SLAB_BYTES, SLAB_BYTES_GPU
 from unetflow.nn.device import arithmetic, pick_device, pick_precision
+from unetflow.nn.streaming import RowStream
 from unetflow.nn.symmetry import Symmetry, symmetries
 from unetflow.nn.unet import UNet, memory_format
 
@@ -43,9 +46,10 @@ class Predictor:
         self.spec = model.spec
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self._layout = memory_format(model.spec.dims)
-        self._model = model.to(self.device, memory_format=self._layout).eval()  # type: ignore[call-overload]
+        layout = memory_format(model.spec.dims)
+        self._model = model.to(self.device, memory_format=layout).eval()  # type: ignore[call-overload]
         self._model.requires_grad_(False)
+        self._streams: list[RowStream] = []  # those that no pass uses now
 
     def probabilities(self, image_CS: Floats, *, tta: bool = False) -> Floats:
         """Return the probabilities of one tile.
@@ -148,9 +152,26 @@ class Predictor:
         return _OnItsWay(back, arrived)
 
     def _forward(self, image_BCS: Tensor) -> Tensor:
-        logits = self._model(image_BCS.contiguous(memory_format=self._layout)).float()
-        chance: Tensor = logits.softmax(1) if self.spec.head == "softmax" else logits.sigmoid()
-        return chance
+        shape = (len(image_BCS), self.spec.out_channels, *self.spec.output_shape(image_BCS.shape[2:]))
+        chances = torch.empty(shape, dtype=torch.float32, device=image_BCS.device)
+        with self._stream() as stream:
+            start = 0
+            for logits in stream(image_BCS):
+                rows = logits.float()
+                rows = rows.softmax(1) if self.spec.head == "softmax" else rows.sigmoid_()
+                chances.narrow(2, start, rows.shape[2]).copy_(rows)
+                start += rows.shape[2]
+        return chances
+
+    @contextmanager
+    def _stream(self) -> Iterator[RowStream]:
+        """Lend a stream of rows; its buffers serve the next tile too."""
+        try:
+            stream = self._streams.pop()
+        except IndexError:
+            stream = RowStream(self._model, SLAB_BYTES_GPU if self.device.type == "cuda" else SLAB_BYTES)
+        yield stream
+        self._streams.append(stream)
 
 
 @dataclass(frozen=True)

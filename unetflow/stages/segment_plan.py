@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
-from unetflow.forward_memory import forward_bytes
+from unetflow.forward_memory import SLAB_BYTES_GPU, forward_bytes
 from unetflow.geometry import BlockGrid, Box, Shape, parse_roi
 from unetflow.memory import format_bytes
 from unetflow.stages.admission import missing_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SEEDS_BY_DISTANCE = {"seeds", "seed_distance", "seed_size"}
 _MUCH_READING = 3.0
 _MOST_TILES = 16
 
@@ -80,7 +81,7 @@ class Plan:
     def batch(self) -> int:
         """Tiles of a forward pass on a GPU: as many as `[segment] memory` holds, where tiles are small."""
         shapes = [self.tiling_of(image).input_shape for image in self.images]
-        most = max(forward_bytes(self.spec, shape, itemsize=2) for shape in shapes)
+        most = max(forward_bytes(self.spec, shape, itemsize=2, slab_bytes=SLAB_BYTES_GPU) for shape in shapes)
         return max(1, min(_MOST_TILES, self.settings.segment.memory // most))
 
     def room(self) -> dict[str, Any]:
@@ -266,10 +267,11 @@ def _check_outputs(settings: Settings, facts: dict[str, Any]) -> None:
             "instances need classes that do not overlap, got a multilabel model; leave instances out of segment.outputs"
         )
     wanted = settings.segment.outputs
-    if settings.segment.instances == "watershed" and "instances" in wanted and "probabilities" not in wanted:
+    is_flooded = settings.segment.instances == "watershed" and settings.segment.seeds == "probability"
+    if is_flooded and "instances" in wanted and "probabilities" not in wanted:
         raise InputError(
             f"a watershed floods the stored probabilities, which must be among segment.outputs, got {list(wanted)}; "
-            'add probabilities, or set segment.instances = "components"'
+            'add probabilities, or set segment.seeds = "distance" or segment.instances = "components"'
         )
 
 
@@ -287,7 +289,7 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
     if settings.mode == "blend":
         keep.add("overlap")
     if settings.instances == "watershed":
-        keep |= {"seed_threshold", "seed_size"}
+        keep |= {"seed_threshold", "seed_size"} if settings.seeds == "probability" else SEEDS_BY_DISTANCE
     if settings.fill_holes is not False:
         keep.add("fill_holes")
     return {

@@ -104,16 +104,10 @@ class Axis:
         return self.runs(tile, block) * (tile + self.context)
 
     def lengths(self, middle: int) -> list[int]:
-        """Return the tiles up to four times ``middle`` that cost less than every shorter one, shortest first.
-
-        Only those with which blocks hold whole tiles, if there are some about as long as ``middle``.
-        """
+        """Return the tiles up to four times ``middle`` that cost less than every shorter one, shortest first."""
         last = min(4 * middle, self.longest_tile)
         step = self.stride * max(1, -(-last // self.stride // _MOST_LENGTHS))
         tiles = [*range(self.stride, last, step), last]
-        whole = [tile for tile in tiles if self.holds_whole_tiles(tile)]
-        if any(middle <= 3 * tile <= 3 * middle for tile in whole):
-            tiles = whole
         found: list[int] = []
         least = math.inf
         for tile in tiles:

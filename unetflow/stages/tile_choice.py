@@ -8,7 +8,11 @@ of all inputs together, the work of the job is the product over the axes::
     +-----+-----+------+             not 1472: 2 whole ones and a third, as costly, for 1152
 
 Of lengths that need the same number of tiles the shortest is best, so few lengths come into
-question, and only those whose forward pass fits the memory.
+question, and only those whose forward pass fits the memory. Rows along the first axis flow through the
+network (`unetflow.row_stream`), so that a long first axis costs little memory.
+
+A few large tiles leave workers idle at the end of a job: one tile more is reckoned to its work. In a
+large volume that is nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +30,15 @@ from unetflow.memory import format_bytes
 from unetflow.stages.tile_axis import Axis, axes_of, round_up
 from unetflow.stages.tiles import Tiling
 
+Rank = tuple[int, int, int, Shape]
+
 # Lengths that are tried per axis; the best is then moved to its neighbours among all of them.
 _TRIED = {2: 40, 3: 10}
+# The first axis of an even tile, in the length that its context would give it.
+_FIRST_AXIS = 4
+# Voxels that a tile keeps at most: a minute or two on a processor, and no more is lost when it dies.
+_MOST_VOXELS = 2**26
+_IDLE_TILES = 1
 
 
 def choose_tile(
@@ -58,7 +69,8 @@ def choose_tile(
     if tile is not None:
         return _checked(tile, lead + spec.total_stride, len(lead))
     tiling = Tiling(spec, domain, lead + spec.total_stride, tta, "blend" if mode == "blend" else "exact", overlap)
-    return lead + _search(spec, axes_of(tiling, unit), memory)
+    n_planes = math.prod(domain.shape[: len(lead)])
+    return lead + _search(spec, axes_of(tiling, unit), memory, n_planes)
 
 
 def _checked(tile: Shape, stride: Shape, n_lead: int) -> Shape:
@@ -72,12 +84,19 @@ def _checked(tile: Shape, stride: Shape, n_lead: int) -> Shape:
 
 
 @lru_cache(maxsize=4096)
-def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int) -> Shape:
+def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int, n_planes: int) -> Shape:
     """Return the tile of least work; of two alike, the one with fewer and squarer tiles."""
+
+    def rank(tile: Shape) -> Rank:
+        cost = math.prod(a.cost(t) for a, t in zip(axes, tile, strict=True))
+        n_tiles = math.prod(a.runs(t) for a, t in zip(axes, tile, strict=True))
+        idle = _IDLE_TILES * cost // (n_tiles * n_planes)
+        return cost + idle, n_tiles, max(tile) - min(tile), tile
 
     @cache
     def fits(tile: Shape) -> bool:
-        return forward_bytes(spec, _input_of(axes, tile)) <= memory
+        is_short = math.prod(tile) <= max(_MOST_VOXELS, math.prod(a.stride for a in axes))
+        return is_short and forward_bytes(spec, _input_of(axes, tile)) <= memory
 
     smallest = tuple(a.stride for a in axes)
     if not fits(smallest):
@@ -89,25 +108,22 @@ def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int) -> Shape:
     middle = _even_tile(axes, fits)
     lengths = [a.lengths(m) for a, m in zip(axes, middle, strict=True)]
     tried = [_thin(ls, m, _TRIED[spec.dims]) for ls, m in zip(lengths, middle, strict=True)]
-    best = min(_frontier(tried, fits), key=lambda tile: _rank(axes, tile), default=smallest)
-    return _climb(axes, lengths, fits, best)
+    best = min(_fitting(tried, fits), key=rank, default=smallest)
+    return _climb(lengths, fits, rank, best)
 
 
 def _input_of(axes: Sequence[Axis], tile: Shape) -> Shape:
     return tuple(t + a.context for t, a in zip(tile, axes, strict=True))
 
 
-def _rank(axes: Sequence[Axis], tile: Shape) -> tuple[int, int, int, Shape]:
-    cost = math.prod(a.cost(t) for a, t in zip(axes, tile, strict=True))
-    return cost, math.prod(a.runs(t) for a, t in zip(axes, tile, strict=True)), max(tile) - min(tile), tile
-
-
 def _even_tile(axes: Sequence[Axis], fits: Callable[[Shape], bool]) -> Shape:
-    """Return the longest tile that fits whose lengths go with the contexts: best in an endless volume."""
+    """Return the longest tile that fits whose lengths go with the contexts: good in an endless volume."""
+    weights = [_FIRST_AXIS, *(1 for _ in axes[1:])]
 
     def scaled(size: int) -> Shape:
         return tuple(
-            min(a.longest_tile, a.stride * max(1, size * max(a.context, 1) // (64 * a.stride))) for a in axes
+            min(a.longest_tile, a.stride * max(1, size * w * max(a.context, 1) // (64 * a.stride)))
+            for a, w in zip(axes, weights, strict=True)
         )
 
     low, high = 0, 64 * max(a.length + a.stride for a in axes)
@@ -124,8 +140,8 @@ def _thin(lengths: list[int], middle: int, n_most: int) -> list[int]:
     return sorted({near[0], *near[::-1][::step]})
 
 
-def _frontier(tried: list[list[int]], fits: Callable[[Shape], bool]) -> Iterator[Shape]:
-    """Yield, for each choice of all axes but the last, the tile with the longest last axis that fits."""
+def _fitting(tried: list[list[int]], fits: Callable[[Shape], bool]) -> Iterator[Shape]:
+    """Yield the tiles that fit; few are asked, as what is shorter than one that fits does too."""
     *first, middle, last = tried
     for head in itertools.product(*first):
         k = len(last) - 1
@@ -134,21 +150,23 @@ def _frontier(tried: list[list[int]], fits: Callable[[Shape], bool]) -> Iterator
                 k -= 1
             if k < 0:
                 break
-            yield (*head, n, last[k])
+            yield from ((*head, n, length) for length in last[: k + 1])
 
 
-def _climb(axes: Sequence[Axis], lengths: list[list[int]], fits: Callable[[Shape], bool], tile: Shape) -> Shape:
+def _climb(
+    lengths: list[list[int]], fits: Callable[[Shape], bool], rank: Callable[[Shape], Rank], tile: Shape
+) -> Shape:
     """Move to neighbouring lengths as long as that saves work."""
     place = [ls.index(t) if t in ls else 0 for ls, t in zip(lengths, tile, strict=True)]
     while True:
-        rank = _rank(axes, tile)
-        moves = itertools.product((-1, 0, 1), repeat=len(axes))
+        here = rank(tile)
+        moves = itertools.product((-1, 0, 1), repeat=len(lengths))
         near = [tuple(p + d for p, d in zip(place, move, strict=True)) for move in moves]
         better = sorted(
             (ranked, where)
             for where in near
             if all(0 <= p < len(ls) for p, ls in zip(where, lengths, strict=True))
-            and (ranked := _rank(axes, tuple(ls[p] for ls, p in zip(lengths, where, strict=True)))) < rank
+            and (ranked := rank(tuple(ls[p] for ls, p in zip(lengths, where, strict=True)))) < here
         )
         found = next(((r[-1], w) for r, w in better if fits(r[-1])), None)
         if found is None:

@@ -69,7 +69,7 @@ def grow_greedily(spec: UNetSpec, domain: Box, memory: int, tta: bool) -> Tiling
             for axis in range(spec.dims)
             if best[axis] < lengths[axis]
         ]
-        grown = [g for g in grown if forward_bytes(spec, tiling(g).input_shape) <= memory]
+        grown = [g for g in grown if math.prod(g) <= 2**26 and forward_bytes(spec, tiling(g).input_shape) <= memory]
         if not grown:
             return tiling(best)
         best = min(grown, key=lambda g: (math.prod(tiling(g).input_shape) / math.prod(g), g))
@@ -102,17 +102,32 @@ def test_tiles_of_all_blocks_cover_what_is_segmented_once(job: Any) -> None:
 def test_no_choice_is_costlier_than_growing_a_tile_greedily(job: Any) -> None:
     spec, domain, memory, tta = job
     tiling = Tiling(spec, domain, choose_tile(spec, domain, memory, tta=tta), tta)
-    assert work_of(tiling) <= work_of(grow_greedily(spec, domain, memory, tta))
+    assert reckoned(tiling) <= reckoned(grow_greedily(spec, domain, memory, tta))
 
 
-def test_tiles_are_divided_evenly() -> None:
-    # Memory for 1472 squared: 3 x 1368 along each axis or better, not 2 x 1472 and a rest.
-    memory = forward_bytes(FLAT, FLAT.tile_input((1472, 1472)))
-    domain = Box.of_shape((4096, 4096))
-    tiling = Tiling(FLAT, domain, choose_tile(FLAT, domain, memory))
-    assert work_of(tiling) <= work_of(Tiling(FLAT, domain, (1368, 1368)))
-    square = Box.of_shape((4096, 1368))
-    assert choose_tile(FLAT, square, memory) == (1368, 1368)
+def reckoned(tiling: Tiling) -> int:
+    """The work and that of one tile more, which is what workers wait for at the end."""
+    return work_of(tiling) + math.prod(tiling.input_shape)
+
+
+@given(jobs())
+def test_a_tile_is_the_shortest_for_its_number_of_tiles(job: Any) -> None:
+    spec, domain, memory, tta = job
+    tile = choose_tile(spec, domain, memory, tta=tta)
+    lead = domain.ndim - spec.dims
+    for t, s, n in zip(tile[lead:], spec.total_stride, domain.shape[lead:], strict=True):
+        assert t == s or (t - s) * -(-n // t) < n, "a shorter tile would do, and cost less"
+
+
+@pytest.mark.parametrize("spec", [FLAT, SOLID])
+def test_a_long_volume_has_tiles_enough_for_two_workers_and_large_ones_no_end(spec: UNetSpec) -> None:
+    side = 4096 if spec.dims == 2 else 384
+    tiling = Tiling(
+        spec, Box.of_shape((side,) * spec.dims), choose_tile(spec, Box.of_shape((side,) * spec.dims), 10**11)
+    )
+    assert tiling.count(tiling.domain) >= 4
+    endless = Box.of_shape((10**6,) * spec.dims)
+    assert math.prod(choose_tile(spec, endless, 10**12)) <= 2**26
 
 
 @pytest.mark.parametrize("spec", [FLAT, SOLID, DEEP, UNetSpec.build(depth=1, base_channels=4)])
