@@ -203,20 +203,21 @@ def compare(
     seconds : float
         That the predict pass took.
     n_blocks, n_workers : int
-        That it did, and that did them: the time planned is that of its first three blocks, for all.
+        That it did, and that did them: what its first three blocks took, for all.
 
     Returns
     -------
     dict
-        ``planned`` and ``real``, each with ``bytes_read``, ``chunks``, ``memory_worker``, ``seconds`` and
-        ``work_factor``.
+        ``planned`` and ``real``, each with ``bytes_read``, ``chunks``, ``memory_worker`` and ``work_factor``.
+        ``real`` has ``seconds``; ``planned`` has ``seconds_from_first_blocks``, which is no forecast: that of
+        ``--plan`` is told before the run.
     """
     return {
         "planned": {
             "bytes_read": planned.bytes_read,
             "chunks": planned.chunks_fetched,
             "memory_worker": planned.memory_worker,
-            "seconds": tally.estimate(n_blocks, n_workers),
+            "seconds_from_first_blocks": tally.estimate(n_blocks, n_workers),
             "work_factor": round(planned.work_factor, 3),
         },
         "real": {
