@@ -98,21 +98,24 @@ def test_a_cancelled_job_does_not_start_again_and_its_command_ends_cleanly(folde
 
 
 @pytest.mark.slow
-def test_a_walltime_of_a_minute_ends_a_real_run_and_the_queue_starts_it_again_until_it_is_done(
+def test_a_walltime_ends_a_real_run_and_the_queue_starts_it_again_until_it_is_done(
     tmp_path: Path, slurm: Path, cluster_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No hand is laid on it: the driver's own deadline, SLURM's two minutes, and the same command goes on."""
     import test_stages
 
     project_folder = test_stages.make_local(tmp_path / "local")
+    (tmp_path / "slow").touch()
     monkeypatch.chdir(project_folder)
     file = cluster_file(1, options='worker_extra_args = ["--preload", "slow_blocks"]')
     words = ("segment", "raw.zarr", "--out", "slow.zarr", "--cluster", str(file))
     job = run(
-        "sbatch", "--parsable", "--time=1", "--mem=100M", "--cpus-per-task=1", "--signal=B:USR1@1", str(SCRIPT), *words,
-        env={**os.environ, "SLOW_SECONDS": "1.5"},
+        "sbatch", "--parsable", "--time=2", "--mem=100M", "--cpus-per-task=1", "--signal=B:USR1@1", str(SCRIPT), *words,
+        env={**os.environ, "SLOW_WHILE": str(tmp_path / "slow")},
     ).strip()  # fmt: skip
-    wait_until(lambda: not state(job), 500)
+    wait_until(lambda: state(job) == "PENDING" and "Restarts=1" in run("scontrol", "show", "job", job), 300)
+    (tmp_path / "slow").unlink()
+    wait_until(lambda: not state(job), 900)
     told = Path(f"unetflow-{job}.log").read_text()
     assert "SLURM starts this job again" in told
     assert "ExitCode=0:0" in run("scontrol", "show", "job", job), told
