@@ -49,7 +49,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: Mappi
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")  # ranks may save at once
     try:
         fail_point("before-tensors")
-        safetensors.torch.save_file(stored, temporary, {_ENTRY: entry})
+        _save(stored, temporary, entry)
         fail_point("half-tensors")
         _sync(temporary)
         fail_point("before-tensors-rename")
@@ -58,6 +58,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], record: Mappi
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, entry: str) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path, {_ENTRY: entry})
+    except SafetensorError as cause:
+        number = re.search(r"os error (\d+)", str(cause))  # a full disk is no error of the format
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from cause
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
