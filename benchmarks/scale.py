@@ -65,8 +65,8 @@ def main() -> int:
         ]
     note = (
         f"{options.workers} workers in {-(-options.workers // WORKERS_A_PROCESS)} processes on the driver's own "
-        "machine, TLS, a ledger on disk; memory is the growth of the driver's resident set during the pass; load average "
-        f"of the machine, this benchmark's own share included: {os.getloadavg()[2]:.0f}"
+        "machine, TLS, a ledger on disk; memory is the growth of the driver's resident set during the pass; load "
+        f"average of the machine, this benchmark's own share included: {os.getloadavg()[2]:.0f}"
     )
     write_report("scale", rows, note)
     return 0
