@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,16 @@ import torch
 from torch import Tensor
 
 from unetflow.architecture import UNetSpec
-from unetflow.errors import RankLost
 from unetflow.nn.checkpoint import sweep
-from unetflow.nn.dataset import Batches, PatchSource, Prepare, as_float, in_order
+from unetflow.nn.dataset import Batches, PatchSource, Prepare, as_float
 from unetflow.nn.device import pick_device
 from unetflow.nn.group import Group
 from unetflow.nn.history import History
+from unetflow.nn.judge import Judge
 from unetflow.nn.recipe import Recipe
-from unetflow.nn.scores import Tally
+from unetflow.nn.reporter import Event, Keeper, Reporter
 from unetflow.nn.session import Session
 
-Event = dict[str, Any]
 Look = Callable[[int, Callable[[Any], Tensor]], None]
 
 
@@ -141,10 +138,10 @@ def train(
             sweep(folder)
         if session.restore(folder):
             tell({"event": "resumed", "step": session.step})
-        judge = _Judge(session, validation, prepare_validation or prepare, beat)
+        judge = Judge(session, validation, prepare_validation or prepare, beat)
         history = None if metrics is None or group.rank else History(metrics, session.step)
-        reporter = _Reporter(session, history, len(source), tell)
-        keeper = _Keeper(session, folder, tell)
+        reporter = Reporter(session, history, len(source), tell)
+        keeper = Keeper(session, folder, tell)
         looker = look if group.rank == 0 and judge.has_patches else None
         is_stopped = _run(session, source, prepare, judge, reporter, keeper, looker, should_stop, beat)
         keeper.save()
@@ -167,9 +164,9 @@ def _run(
     session: Session,
     source: PatchSource,
     prepare: Prepare,
-    judge: _Judge,
-    reporter: _Reporter,
-    keeper: _Keeper,
+    judge: Judge,
+    reporter: Reporter,
+    keeper: Keeper,
     look: Look | None,
     should_stop: Callable[[], bool],
     beat: Callable[[], None],
@@ -215,138 +212,3 @@ def _batches(session: Session, source: PatchSource, prepare: Prepare) -> Batches
         memory_bytes=recipe.memory_bytes,
         place=session.placement.place,
     )
-
-
-class _Judge:
-    """Sweeps over the validation patches; ranks share them where there are enough."""
-
-    def __init__(
-        self, session: Session, validation: PatchSource | None, prepare: Prepare, beat: Callable[[], None]
-    ) -> None:
-        self._session, self._source, self._prepare, self._beat = session, validation, prepare, beat
-        self.scores: dict[str, float] = {}
-        self.is_best = False
-
-    @property
-    def has_patches(self) -> bool:
-        """Say whether there is anything to judge by."""
-        return self._source is not None and len(self._source) > 0
-
-    def scores_now(self) -> dict[str, float]:
-        """Score the network as it is; nothing where there are no validation patches."""
-        if self._source is None or len(self._source) == 0:
-            return {}
-        session, group = self._session, self._session.group
-        size = session.recipe.batch_size
-        is_shared = -(-len(self._source) // size) >= group.world
-        own = (group.rank, group.world) if is_shared else (0, 1)
-        tally = Tally(session.judged.spec.head)
-        for batch in in_order(self._source, size, self._prepare, *own):
-            tally.add(session.logits(batch.image), session.put(batch.target), session.put(batch.weight))
-            self._beat()
-        if is_shared:
-            tally.add_up(group.sum, session.device)
-        self.scores = tally.scores()
-        self.is_best = session.judge(self.scores)
-        return self.scores
-
-
-class _Reporter:
-    """Tells the caller and the metrics file how it goes."""
-
-    def __init__(
-        self, session: Session, history: History | None, n_patches: int, on_event: Callable[[Event], None]
-    ) -> None:
-        self._session, self._history, self._tell = session, history, on_event
-        self._n_patches = n_patches
-        self._rates = (0.0, 0.0)
-        self._since = self._began = self._worked = time.monotonic()
-        self._seconds = self._waited = 0.0
-
-    @property
-    def wait(self) -> float:
-        """Share of the time of all steps in which they waited for patches."""
-        return self._waited / self._seconds if self._seconds else 0.0
-
-    def begin_step(self) -> None:
-        """Note that a step asks for its patches."""
-        self._began = time.monotonic()
-
-    def begin_work(self) -> None:
-        """Note that the patches are there."""
-        self._worked = time.monotonic()
-
-    def step(self, loss: float, gradient_norm: float) -> None:
-        """Report a step that is done."""
-        session = self._session
-        waited, seconds = self._worked - self._began, time.monotonic() - self._began
-        self._waited, self._seconds = self._waited + waited, self._seconds + seconds
-        rate = session.optimizer.param_groups[0]["lr"]
-        session.losses.append(loss)
-        self._rates = (rate, gradient_norm)
-        self._tell({
-            "event": "skipped" if session.n_skipped else "step",
-            "step": session.step,
-            "steps": session.recipe.steps,
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": gradient_norm,
-            "wait": waited / seconds if seconds else 0.0,
-        })  # fmt: skip
-
-    def validation(self, scores: Mapping[str, float], is_best: bool) -> None:
-        """Report scores (none without validation patches), and write a row."""
-        session = self._session
-        if scores:
-            self._tell({"event": "validation", "step": session.step, "is_best": is_best, **scores})
-        if self._history is not None:
-            self._history.append({
-                "step": session.step,
-                "epoch": session.step * session.recipe.patches_a_step / self._n_patches,
-                "learning_rate": self._rates[0],
-                "loss": sum(session.losses) / len(session.losses),
-                "gradient_norm": self._rates[1],
-                "validation_loss": scores.get("loss"),
-                **{name: scores.get(name) for name in ("pixel_error", "dice", "iou", "adapted_rand_error")},
-                "seconds": round(time.monotonic() - self._since, 3),
-            })  # fmt: skip
-        session.losses.clear()
-        self._since = time.monotonic()
-
-
-class _Keeper:
-    """Writes checkpoints: every few minutes and at the end, never one step twice; rank 0 does."""
-
-    def __init__(self, session: Session, folder: str | Path, on_event: Callable[[Event], None]) -> None:
-        self._session, self._folder, self._tell = session, folder, on_event
-        self._saved_step = session.step
-        self._saved_at = time.monotonic()
-
-    def save_when_due(self) -> None:
-        """Write a checkpoint if the last one is old enough."""
-        if time.monotonic() - self._saved_at >= 60 * self._session.recipe.checkpoint_minutes:
-            self.save()
-
-    def save(self) -> None:
-        """Write a checkpoint, unless nothing happened since the last."""
-        if self._session.step == self._saved_step:
-            return
-        self._saved_at = time.monotonic()
-        if self._session.group.rank == 0:
-            self._write()
-
-    @contextmanager
-    def rescue(self) -> Iterator[None]:
-        """When another rank is lost, write what was done before: any rank has it, and who lives does."""
-        try:
-            yield
-        except RankLost:
-            # Batch norm has seen the step that was cut short: there the last checkpoint has to do.
-            if self._session.step != self._saved_step and self._session.model.spec.norm != "batch":
-                self._write()
-            raise
-
-    def _write(self) -> None:
-        self._session.save(self._folder)
-        self._saved_step, self._saved_at = self._session.step, time.monotonic()
-        self._tell({"event": "checkpoint", "step": self._session.step})
