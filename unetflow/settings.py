@@ -167,6 +167,12 @@ class Segment(Record):
     instances: Literal["components", "watershed"] = Field(
         "components", description="how objects are told apart: where they do not touch, or flooded from seeds"
     )
+    seeds: Literal["probability", "distance"] = Field(
+        "probability", description="where a watershed's seeds are: likely places, or places deep in the classes"
+    )
+    seed_distance: float = Field(
+        5.0, gt=0, lt=48, description="seeds by distance lie farther than this from what is no object, in finest voxels"
+    )
     seed_threshold: Fraction = Field(
         0.9, description="a watershed's seeds are the components of foreground probability above this"
     )

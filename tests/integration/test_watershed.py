@@ -289,3 +289,32 @@ def test_what_cannot_be_flooded_is_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert not out.exists()
+
+
+def test_seeds_by_distance_part_cells_whose_probabilities_are_flat(tmp_path: Path) -> None:
+    from unetflow.numerics.depth import stored_depth
+
+    y, x = np.mgrid[:70, :110]
+    disc = [(y - 34) ** 2 + (x - cx) ** 2 < 18**2 for cx in (30, 62)]
+    classes = (disc[0] | disc[1]).astype(np.uint8)
+    assert ndimage.label(classes)[1] == 1
+    depth = stored_depth(classes > 0, (1, 1), (True, True), FLOOD_STEPS)
+    found = find(tmp_path, depth / np.float32(255), classes, (32, 32), seed_threshold=12 / FLOOD_STEPS)
+    assert found.max() == 2
+    assert (found[34, 30], found[34, 62]) == (1, 2)
+    assert np.array_equal(found[34, 20:44], [1] * 24)
+
+
+def test_depths_and_what_they_flood_are_the_same_for_any_shard(trained: Path) -> None:
+    found = []
+    for number, shard in enumerate(([1, 100, 132], [1, 32, 64])):
+        out = trained / f"depth-{number}.zarr"
+        changes = {"seeds": "distance", "seed_distance": 3, "outputs": ["classes", "instances"]}
+        settings = watershed_settings(trained, shard=shard, chunk=shard, **changes)
+        segment(settings, str(trained / "raw.zarr"), out=str(out))
+        found.append(read(out, "instances"))
+    assert np.array_equal(found[0], found[1])
+    mask = read(trained / "depth-0.zarr", "classes") > 0
+    assert np.array_equal(found[0] > 0, mask)
+    structure = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])[:, None, None]
+    assert found[0].max() > ndimage.label(mask, structure)[1]

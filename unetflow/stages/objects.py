@@ -14,7 +14,7 @@ from unetflow.stages.object_table import Measured, write_object_tables
 from unetflow.stages.outputs import widen_instances
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.stored import stored_only
-from unetflow.stages.watershed import Flooding, flood_volumes
+from unetflow.stages.watershed import Flooding, flood_volumes, seed_depth, with_depths
 from unetflow.stages.work import private_place
 
 if TYPE_CHECKING:
@@ -56,10 +56,15 @@ def _label(made: Plan, work: Work, outputs: Sequence[Output], scratch: str, wide
     common: dict[str, Any] = {"connectivity": settings.connectivity, "min_size": settings.min_size, "scratch": scratch}
     classes = _classes(made, work, outputs, scratch)
     if settings.instances == "watershed":
+        floods = tuple(_flooding(made, scratch, n, output, classes[n]) for n, output in enumerate(outputs))
+        threshold = settings.seed_threshold
+        if settings.seeds == "distance":
+            depths = tuple(_scratch_array(f"{scratch}/depth-{n}", c, "uint8") for n, c in enumerate(classes))
+            floods, threshold = with_depths(work, floods, depths), seed_depth(settings.seed_distance)
         return flood_volumes(
             work,
-            tuple(_flooding(made, scratch, number, output, classes[number]) for number, output in enumerate(outputs)),
-            seed_threshold=settings.seed_threshold,
+            floods,
+            seed_threshold=threshold,
             seed_size=settings.seed_size,
             widen=widen,
             **common,
@@ -98,7 +103,8 @@ def _flooding(made: Plan, scratch: str, number: int, output: Output, classes: Vo
     instances = output.instances[0]
     grid, linked = _cut(made, number)
     return Flooding(
-        probabilities=output.probabilities[0],
+        # Of no use where seeds are found by distance: depths take their place.
+        probabilities=output.probabilities[0] if output.probabilities else classes,
         classes=classes,
         fragments=_scratch_array(f"{scratch}/fragments-{number}", instances),
         seeds=_scratch_array(f"{scratch}/seeds-{number}", instances),

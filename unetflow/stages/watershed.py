@@ -163,6 +163,28 @@ def flood_volumes(
     return [int(n) for n in work.once("flooded", passes)]
 
 
+def with_depths(work: Work, jobs: tuple[Flooding, ...], depths: tuple[Volume, ...]) -> tuple[Flooding, ...]:
+    """Let depth in the classes stand for probability: seeds lie deep, and floods come from there.
+
+    ``depths`` (uint8, one channel) are written here, with the halo of a flood, so that they are those of the
+    whole volume.
+    """
+    from unetflow.numerics.depth import depth_halo
+    from unetflow.numerics.watershed import FLOOD_STEPS
+
+    halos = [depth_halo(j.classes.voxel_size, j.linked, FLOOD_STEPS) for j in jobs]
+    pieces = Pieces(tuple(replace(j.grid, before=h, after=h) for j, h in zip(jobs, halos, strict=True)))
+    work.run_pass("depth", DepthBlock(jobs, depths, pieces), stored_only(pieces, [job.classes for job in jobs]))
+    return tuple(replace(job, probabilities=depth) for job, depth in zip(jobs, depths, strict=True))
+
+
+def seed_depth(distance: float) -> float:
+    """Return the share of the deepest depth that seeds lie beyond, for a distance in voxels of the finest axis."""
+    from unetflow.numerics.watershed import FLOOD_STEPS
+
+    return distance / FLOOD_STEPS
+
+
 def _flood_volumes(
     work: Work, jobs: tuple[Flooding, ...], *, seed_threshold: float, seed_size: int, connectivity: str, min_size: int,
     scratch: str, widen: Widen | None,
@@ -275,6 +297,29 @@ class FloodBlock:
             levels = flood_levels(foreground_probability(job.probabilities.read(outer)))
             ids = flood(levels, ids, mask, job.linked, self.connectivity, job.strides)
         job.flooded.write(here.inner, ids[here.inner.relative_to(outer).slices])
+        return {}
+
+
+@dataclass(frozen=True)
+class DepthBlock:
+    """Write how deep the voxels of one block lie in the classes."""
+
+    jobs: tuple[Flooding, ...]
+    depths: tuple[Volume, ...]
+    pieces: Pieces
+
+    def __call__(self, block: Block) -> Report:
+        """Do one block and report."""
+        from unetflow.numerics.depth import stored_depth
+        from unetflow.numerics.watershed import FLOOD_STEPS
+
+        index, here = self.pieces.locate(block.number)
+        job = self.jobs[index]
+        outer = here.outer.intersect(job.grid.domain)
+        mask = job.classes.read(outer)[0] > 0
+        if mask.any():
+            depth = stored_depth(mask, job.classes.voxel_size, job.linked, FLOOD_STEPS)
+            self.depths[index].write(here.inner, depth[here.inner.relative_to(outer).slices])
         return {}
 
 
