@@ -31,7 +31,7 @@ Fragments = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint64]
 
-_CONNECTIVITIES = {("face", 2): 4, ("full", 2): 8, ("face", 3): 6, ("full", 3): 26}
+_CONNECTIVITIES: dict[tuple[str, int], Any] = {("face", 2): 4, ("full", 2): 8, ("face", 3): 6, ("full", 3): 26}
 
 
 class Labelled(NamedTuple):

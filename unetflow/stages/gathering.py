@@ -32,7 +32,8 @@ def buckets_of(ids: Integers) -> list[list[int]]:
     [[0, 0, 2], [1, 2, 3]]
     """
     found, start = np.unique((ids - 1) // BUCKET, return_index=True)
-    return np.stack([found, start, np.append(start[1:], len(ids))[: len(found)]], axis=1).tolist()
+    parts: list[list[int]] = np.stack([found, start, np.append(start[1:], len(ids))[: len(found)]], axis=1).tolist()
+    return parts
 
 
 @dataclass

@@ -83,7 +83,7 @@ def _labels(pair: Pair, box: Box, *, is_truth: bool) -> Array:
             return np.asarray((labels > 0).any(axis=0))
         return np.where(pair.meaning.classes(labels[0]) > 0, labels[0], 0)
     if pair.meaning.is_multilabel:
-        return np.any([volume.read(box)[0] > 0 for volume in pair.classes], axis=0)
+        return np.asarray(np.any([volume.read(box)[0] > 0 for volume in pair.classes], axis=0))
     return np.asarray((pair.objects or pair.class_array).read(box)[0])
 
 
