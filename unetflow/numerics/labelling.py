@@ -192,8 +192,10 @@ def _components(mask: Array, linked: Sequence[bool], connectivity: str) -> tuple
     around = _CONNECTIVITIES[connectivity, n_linked]
     is_foreground = mask if mask.dtype == np.bool_ else mask != 0
     pieces = is_foreground.reshape(-1, *mask.shape[-n_linked:])
-    found, n = [], 0
+    found: list[Fragments] = []
+    n = 0
     for piece in pieces:
+        labels: Any
         labels, count = cc3d.connected_components(piece, connectivity=around, out_dtype=np.uint32, return_N=True)
         if n:
             labels[labels > 0] += np.uint32(n)
