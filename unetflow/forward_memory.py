@@ -72,8 +72,11 @@ def _volume(rows: tuple[int, ...], plane: tuple[int, ...], channels: tuple[int, 
 
 def _passing_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) -> int:
     """Return the bytes of what a slab makes on its way: features at every level, and the weights in oneDNN's order."""
-    rows, plane = slab_rows(spec, shape, slab_bytes), planes(spec, shape)
-    features = [itemsize * n * plane.contract[level][1] * spec.channels(level) for level, n in enumerate(rows)]
+    plane = planes(spec, shape)
+    features = []
+    for level, n in enumerate(slab_rows(spec, shape, slab_bytes)):
+        rows = min(n, -(-shape[0] // spec.stride(level)[0]))
+        features.append(itemsize * rows * plane.contract[level][1] * spec.channels(level))
     kernel = max(math.prod(kernel) * spec.channels(level) ** 2 for level, kernel in enumerate(spec.kernel))
     return sum(features) + 2 * max(features) + itemsize * kernel
 

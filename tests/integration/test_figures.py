@@ -93,7 +93,10 @@ def test_reports_add_up_whatever_their_order(trained: Path, noise: Path) -> None
     assert sums[0]["real"]["memory_worker"] == 100
     # Three rounds of two workers, a second each.
     assert (sums[0]["planned"]["seconds_from_first_blocks"], sums[0]["real"]["seconds"]) == (3.0, 4.0)
-    assert compare(plan_figures(made), Tally(made), 4.0, n_blocks=0, n_workers=2)["planned"]["seconds_from_first_blocks"] is None
+    assert (
+        compare(plan_figures(made), Tally(made), 4.0, n_blocks=0, n_workers=2)["planned"]["seconds_from_first_blocks"]
+        is None
+    )
 
 
 def test_the_plan_tells_time_memory_and_room_and_writes_nothing(trained: Path, noise: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from unetflow.stages.predict import Image
 
 # Decoded chunks of the raw volume that a worker keeps for the next blocks.
-CHUNK_CACHE_BYTES = 2**30
+CHUNK_CACHE_BYTES = 9 * 2**27
 
 _GOOD_AMPLIFICATION = 1.25
 _MOST_BLOCKS = 512

@@ -36,8 +36,10 @@ Rank = tuple[int, int, int, Shape]
 _TRIED = {2: 40, 3: 10}
 # The first axis of an even tile, in the length that its context would give it.
 _FIRST_AXIS = 4
-# Voxels that a tile keeps at most: a minute or two on a processor, and no more is lost when it dies.
+# Voxels that a tile keeps at most: a minute or two on a processor, and no more is lost when it dies. In a
+# stack of planes fewer, for chunks are often thick: a brick of tiles of many planes should fit the cache.
 _MOST_VOXELS = 2**26
+_MOST_OF_A_PLANE = 2**22
 _IDLE_TILES = 1
 
 
@@ -95,7 +97,8 @@ def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int, n_planes: int) 
 
     @cache
     def fits(tile: Shape) -> bool:
-        is_short = math.prod(tile) <= max(_MOST_VOXELS, math.prod(a.stride for a in axes))
+        most = _MOST_VOXELS if n_planes == 1 else _MOST_OF_A_PLANE
+        is_short = math.prod(tile) <= max(most, math.prod(a.stride for a in axes))
         return is_short and forward_bytes(spec, _input_of(axes, tile)) <= memory
 
     smallest = tuple(a.stride for a in axes)
