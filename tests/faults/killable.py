@@ -79,10 +79,12 @@ def go_on_to_the_end(chosen: Stage, place: Path, forks: Forks, *options: str) ->
 def check(chosen: Stage, place: Path) -> None:
     """Compare a result with the undisturbed one."""
     wanted, found = oracle.tree(place / chosen.wanted), oracle.tree(place / chosen.folder)
-    if chosen.name == "prepare":  # what else lies in the run's folder came later
-        wanted = {name: content for name, content in wanted.items() if name.startswith(("dataset", "previews"))}
+    # What the other of the two wrote into the run's folder lies beside.
+    is_of_training = {name: name.startswith(("model", "metrics", "previews/validation")) for name in wanted}
+    if chosen.name == "prepare":
+        wanted = {name: content for name, content in wanted.items() if not is_of_training[name]}
     if chosen.name == "train":
-        wanted = {name: content for name, content in wanted.items() if not name.startswith("previews")}
+        wanted = {n: content for n, content in wanted.items() if is_of_training[n] or n.startswith("dataset")}
     assert found.keys() == wanted.keys(), sorted(found.keys() ^ wanted.keys())
     differing = [name for name in found if found[name] != wanted[name]]
     assert not differing, {name: (found[name][:400], wanted[name][:400]) for name in differing[:2]}
