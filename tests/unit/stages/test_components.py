@@ -84,7 +84,7 @@ def label(
 
 @pytest.mark.parametrize("connectivity", ["face", "full"])
 def test_any_cut_gives_scipys_components_voxel_for_voxel(connectivity: str) -> None:
-    @settings(max_examples=10)
+    @settings(max_examples=6)
     @given(masks(), st.data())
     def check(mask: np.ndarray, data: st.DataObject) -> None:
         block = tuple(data.draw(st.integers(max(1, n // 2), n)) for n in mask.shape)
