@@ -241,7 +241,7 @@ def _plan_image(
 
 def _compare_voxels(policy: str, volume: Volume, facts: dict[str, Any]) -> None:
     """Tell, or refuse, a volume whose voxels differ from those of the training by more than a twentieth."""
-    trained = tuple(float(v) for v in facts["voxel_size"])[-len(volume.voxel_size) :]
+    trained = tuple(float(v) for v in facts.get("voxel_size") or ())[-len(volume.voxel_size) :]
     if len(trained) != len(volume.voxel_size) or set(trained) == {1.0} or volume.unit is None:
         return  # without metadata nobody knows
     if all(abs(here / there - 1) <= 0.05 for here, there in zip(volume.voxel_size, trained, strict=True)):
