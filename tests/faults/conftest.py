@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -46,8 +47,17 @@ chunk = [1, 32, 32]
 SHAPE = (2, 70, 300)  # long enough for a pyramid
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give this process and its children a temporary folder that nobody else writes to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
-def nothing_of_a_module_is_left() -> Iterator[None]:
+def nothing_of_a_module_is_left(own_temporary_folder: None) -> Iterator[None]:
     """The same for what the tests of a module share."""
     yield from watch()
 
@@ -59,7 +69,7 @@ def nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks(own_temporary_folder: None) -> Iterator[Forks]:
     """A process that forks commands."""
     with Forks() as running:
         KEPT.add(running.pid)
