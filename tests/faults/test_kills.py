@@ -18,7 +18,11 @@ from forks import Forks
 from killable import check, go_on_to_the_end, set_up
 
 VICTIMS = ("driver", "worker", "all")
-WORKERS = ("--cluster", "local", "--workers", "2")
+WORKERS = {  # one rank: with batch normalisation the number of ranks is a part of the result
+    "train": ("--cluster", "local", "--workers", "1"),
+    "prepare": ("--cluster", "local", "--workers", "2"),
+    "segment": ("--cluster", "local", "--workers", "2"),
+}
 
 
 def worker_of(driver: int) -> psutil.Process | None:
@@ -44,26 +48,28 @@ def rounds(stage: str, n: int, place: Path, forks: Forks, first: int = 0) -> int
     began = time.monotonic()
     wanted, again = chosen.wanted, ("--cluster", "none")
     if stage == "train":  # its sums depend on the number of threads: it is compared with a run on workers too
-        wanted, again = "by-workers", WORKERS
-        ended = forks.run(*chosen.words, *WORKERS, folder=place)
+        wanted, again = "by-workers", WORKERS[stage]
+        ended = forks.run(*chosen.words, *WORKERS[stage], folder=place)
         assert ended.code == 0, ended
         shutil.rmtree(place / wanted, ignore_errors=True)
         (place / chosen.folder).rename(place / wanted)
     else:
-        go_on_to_the_end(chosen, place, forks, *WORKERS)
+        go_on_to_the_end(chosen, place, forks, *WORKERS[stage])
     lasts, n_hit = time.monotonic() - began, 0
     for number in range(n):
         chosen = replace(set_up(stage, place, forks), wanted=wanted)
         victim = VICTIMS[(number + first) % len(VICTIMS)]
-        driver = forks.start(*chosen.words, *WORKERS, folder=place)
+        driver = forks.start(*chosen.words, *WORKERS[stage], folder=place)
         time.sleep(draw.uniform(0.2, 0.95) * lasts)
         is_hit = psutil.pid_exists(driver) and psutil.Process(driver).status() != psutil.STATUS_ZOMBIE
         kill(victim, driver)
         ended = forks.end()
         n_hit += is_hit
-        if victim == "worker":
-            assert ended.code == 0, ended
-            check(chosen, place)
+        if victim == "worker":  # 75: it was killed while the cluster started
+            assert ended.code in (0, 75), ended
+            assert "Traceback" not in ended.told, ended
+            if ended.code == 0:
+                check(chosen, place)
         elif is_hit:
             assert ended.code in (-9, 0), ended
         before = oracle.done(place / chosen.folder, chosen.name)

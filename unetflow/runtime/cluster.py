@@ -127,10 +127,11 @@ def _start_local(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
 
     n_workers = _n_local_workers(spec)
     start_resource_tracker()
-    cluster = LocalCluster(
-        n_workers=n_workers,
-        **{**_on_loopback(spec, logs), "memory_limit": int(MEMORY_LIMIT / n_workers), **spec.options},
-    )
+    options = {**_on_loopback(spec, logs), "memory_limit": int(MEMORY_LIMIT / n_workers), **spec.options}
+    try:
+        cluster = LocalCluster(n_workers=n_workers, **options)
+    except RuntimeError as error:  # a worker that was killed before it was there
+        raise Interrupted(f"the workers of this machine did not start ({error}); the same command goes on") from error
     stack.callback(cluster.close, timeout=CLOSE_SECONDS)
     stack.push(lambda kind, *_: _kill_workers(cluster) if kind else None)
     return cluster
