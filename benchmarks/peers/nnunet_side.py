@@ -42,7 +42,7 @@ def train(work: Path, out: Path, minutes: float, seed: int) -> None:
     (place / "splits_final.json").write_text(json.dumps([cut]))
 
     # No processes of its own for augmentation: they would take the cores from the network.
-    os.environ["nnUNet_n_proc_DA"] = "0"
+    os.environ |= {"nnUNet_n_proc_DA": "0"}
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     random.seed(seed)
     np.random.seed(seed)
