@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from unetflow.errors import InputError
+from unetflow.errors import InputError, Interrupted
 from unetflow.runtime.arrival import wait_for_worker
 from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
 from unetflow.runtime.environment import (
