@@ -190,8 +190,9 @@ def _components(mask: Array, linked: Sequence[bool], connectivity: str) -> tuple
         fragments = np.empty(mask.shape, np.uint32)
         return fragments, int(ndimage.label(mask, _neighbourhood(linked, connectivity), output=fragments))
     around = _CONNECTIVITIES[connectivity, n_linked]
-    is_foreground = mask if mask.dtype == np.bool_ else mask != 0
-    pieces = is_foreground.reshape(-1, *mask.shape[-n_linked:])
+    # As uint8: in cc3d's way for binary images (4.1.1) thin blocks, 1 x 1 x 3 for one, end in an error.
+    foreground = (mask if mask.dtype == np.bool_ else mask != 0).view(np.uint8)
+    pieces = foreground.reshape(-1, *mask.shape[-n_linked:])
     found: list[Fragments] = []
     n = 0
     for piece in pieces:

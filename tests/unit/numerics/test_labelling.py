@@ -87,3 +87,10 @@ def test_components_are_told_in_the_order_of_their_first_things() -> None:
 def test_connectivity_has_two_words() -> None:
     with pytest.raises(ValueError, match="face or full"):
         label_block(np.ones((2, 2)), (True, True), "edge")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5, 1), (7, 1, 1), (1, 5, 3)])
+def test_thin_blocks_are_labelled_too(shape: tuple[int, ...]) -> None:
+    mask = np.zeros(shape, np.bool_)
+    mask[0, 0, 0] = mask[-1, -1, -1] = True
+    assert label_block(mask, (True, True, True), "full").fragments.max() == 2
