@@ -78,7 +78,8 @@ def prepare(image: Any, numbers: Any) -> Any:
 
 FAULTS = {
     "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    # Whom the driver has not heard of yet may be silent for long: two signs of life first.
+    "freeze": lambda: (time.sleep(1.5), os.kill(os.getpid(), signal.SIGSTOP)),
     "hang": lambda: time.sleep(600),
     "raise": lambda: (_ for _ in ()).throw(RuntimeError("a device failed")),
     "refuse": lambda: (_ for _ in ()).throw(ValueError("no other try mends it")),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from unetflow.errors import Interrupted
 from unetflow.nn.history import read_history
 from unetflow.runtime.ranks import Supervision, run_ranks
 
-QUICK = Supervision(silence=6, first_silence=60, regather=15)
+PATIENT = Supervision(silence=120, first_silence=300, regather=120)  # no test waits so long
+QUICK = Supervision(silence=6, first_silence=300, regather=120)
 
 
 def test_events_arrive_in_order_and_all_of_them(two_workers: Any, tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def ranks(client: Any, folder: Path, n: int, steps: int = 12, **more: Any) -> di
     folder.mkdir(exist_ok=True)
     recipe = {"steps": steps, "validate_every": 4, **more.pop("recipe", {})}
     kwargs = {"folder": str(folder), "spec": more.pop("spec", {}), "recipe": recipe}
-    loop = {key: more.pop(key) for key in ("should_stop",) if key in more}
+    call = {"how": PATIENT, **{key: more.pop(key) for key in ("should_stop", "how") if key in more}}
     on_event = more.pop("on_event", None)
 
     def both(event: dict[str, Any]) -> None:
@@ -75,7 +78,7 @@ def ranks(client: Any, folder: Path, n: int, steps: int = 12, **more: Any) -> di
         if on_event:
             on_event(event)
 
-    result = run_ranks(train_squares, {**kwargs, **more}, client, most=n, on_event=both, how=QUICK, **loop)
+    result = run_ranks(train_squares, {**kwargs, **more}, client, most=n, on_event=both, **call)
     states = [dict(np.load(folder / f"state-{rank}.npz")) for rank in range(result["world"])]
     return {**result, "losses": losses, "states": states}
 
@@ -140,20 +143,22 @@ def test_two_ranks_that_stop_and_go_on_give_the_same_bits(
 def test_a_rank_that_fails_costs_no_step_and_changes_no_bit(
     two_workers: Any, tmp_path: Path, undisturbed: dict[str, Any], fault: str, at_rank: int
 ) -> None:
-    # A frozen process is missed only once the driver has heard of it: its steps must last a little.
-    seconds = 0.3 if fault == "freeze" else 0.0
-    result = ranks(two_workers, tmp_path, 2, fault=fault, at_rank=at_rank, seconds=seconds)
+    how = QUICK if fault in ("hang", "freeze") else PATIENT
+    before = two_workers.run(os.getpid)
+    result = ranks(two_workers, tmp_path, 2, fault=fault, at_rank=at_rank, how=how)
     assert (result["step"], result["world"]) == (12, 2)
     assert count(tmp_path, "fault") == 1
     assert count(tmp_path, "began0") == count(tmp_path, "began1") == 2
+    # Who raises lets go of its connections: the others notice, and no worker has to be ended.
+    assert (two_workers.run(os.getpid) == before) == (fault == "raise")
     assert result["losses"] == undisturbed["losses"]
     assert equal(result["states"][0], undisturbed["states"][0])
 
 
 def test_a_rank_that_always_fails_is_given_up_with_what_it_said(two_workers: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a device failed"):
-        ranks(two_workers, tmp_path, 2, fault="raise", at_step=1, times=99)
-    assert count(tmp_path, "began0") == 4
+        ranks(two_workers, tmp_path, 2, fault="raise", at_step=1, times=99, how=replace(PATIENT, restarts=2))
+    assert count(tmp_path, "began0") == 3
 
 
 def test_what_no_other_try_mends_is_told_at_once(two_workers: Any, tmp_path: Path) -> None:
@@ -169,7 +174,7 @@ def test_fewer_workers_go_on_with_the_same_global_batch(tmp_path: Path) -> None:
         whole = ranks(client, tmp_path / "whole", 2)
         assert client is not None
         for nanny in client.cluster.workers.values():
-            nanny.auto_restart = False
-        result = ranks(client, tmp_path / "less", 2, fault="die")
+            nanny.close_gracefully()  # whose worker dies does not come back
+        result = ranks(client, tmp_path / "less", 2, fault="die", how=replace(PATIENT, regather=1))
     assert (result["step"], result["world"]) == (12, 1)
     assert max(abs(result["losses"][step] - whole["losses"][step]) for step in whole["losses"]) <= 1e-4

@@ -84,6 +84,8 @@ class GradientSums:
         """Wait until all gradients are added up."""
         self._send(len(self._buckets))
         self._group.finish(*(bucket.sum for bucket in self._buckets))
+        for bucket in self._buckets:
+            bucket.sum = None  # a sum that is done still holds the connections
 
     def _take(self, bucket: _Bucket) -> None:
         if not self._is_last:

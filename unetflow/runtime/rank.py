@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,11 +135,21 @@ def run_rank(call: bytes, topic: str, seat: Seat, meeting: tuple[str, int] | Non
         with pulse.shown():
             fn, kwargs = unpack(call)
             result = fn(rank, **kwargs)
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         _asked_to_stop.discard(topic)
         if listener is not None:
             listener.close()
     return {"result": result, "n_events": pulse.n_events}
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the function held: Dask keeps the exception, and that would keep connections and memory."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @dataclass
