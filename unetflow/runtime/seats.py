@@ -68,6 +68,8 @@ def count_coming(client: Client) -> int:
 
 def survey(client: Client, workers: Collection[str], accelerators: bytes | None) -> dict[str, Place]:
     """Ask each worker what it has; those that do not answer are left out."""
+    from distributed import KilledWorker
+
     futures = {
         address: client.submit(survey_worker, accelerators, workers=[address], pure=False) for address in workers
     }
@@ -78,7 +80,7 @@ def survey(client: Client, workers: Collection[str], accelerators: bytes | None)
             break  # one is gone already
     places = {address: future.result() for address, future in futures.items() if future.status == "finished"}
     for future in futures.values():
-        if future.status == "error" and not places:
+        if future.status == "error" and not places and not isinstance(future.exception(), KilledWorker):
             future.result()  # what is wrong with all of them is said
     return places
 
