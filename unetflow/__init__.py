@@ -1,7 +1,7 @@
 """A U-Net pipeline for microscope volumes of any size, on Dask and Zarr.
 
 The stages are functions, the same that the commands call: `convert`, `init`, `prepare`,
-`train`, `segment`, `evaluate` and `demo`. `label_volume` and `score` do a part of `segment` and
+`train`, `segment`, `evaluate`, `verify`, `report` and `demo`. `label_volume` and `score` do a part of `segment` and
 `evaluate`, for arrays in memory too. Each loads its own libraries when it is first
 asked for, so that importing the package costs nothing.
 """
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from unetflow.stages.init import init
     from unetflow.stages.label_volume import label_volume
     from unetflow.stages.prepare import prepare
+    from unetflow.stages.report import report
     from unetflow.stages.score import score
     from unetflow.stages.segment import segment
     from unetflow.stages.train import train
+    from unetflow.stages.verify import verify
 
 __version__ = "0.1.0"
 
@@ -32,9 +34,11 @@ __all__ = [
     "init",
     "label_volume",
     "prepare",
+    "report",
     "score",
     "segment",
     "train",
+    "verify",
 ]
 
 

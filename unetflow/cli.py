@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from unetflow.terminal import Common, after_training, check_place, copy_place, refuse_problems, run_stage, show
+from unetflow.terminal import (
+    Common,
+    after_training,
+    check_place,
+    copy_place,
+    fail_where_wrong,
+    refuse_problems,
+    run_stage,
+    show,
+)
 
 app = typer.Typer(
     name="unetflow",
@@ -234,7 +243,7 @@ def segment(
             settings = with_values(settings, {"segment": {"outputs": outputs.split(",")}})
         if tta:
             settings = with_values(settings, {"segment": {"tta": True}})
-        chosen = {"model": model, "out": out, "roi": roi, "mask": mask, "axes": axes}
+        chosen: dict[str, Any] = {"model": model, "out": out, "roi": roi, "mask": mask, "axes": axes}
         if plan:
             n_workers, n_threads = common.share_of_machine()
             return segment_plan.plan(settings, volume, **chosen).summary(n_workers=n_workers, n_threads=n_threads)
@@ -286,6 +295,61 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="Output of segment; path or URL.")],
+    blocks: Annotated[int, typer.Option("--blocks", help="Random blocks to compute again; 0: checksums only.")] = 8,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where the model is now.")] = None,
+    volume: Annotated[str | None, typer.Option("--volume", help="Where the volume is now.")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
+    plan: PlanOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check the checksum of every chunk, then compute random blocks again and compare."""
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets)
+
+    def work(conditions: Any) -> dict[str, Any]:
+        from unetflow.stages import verify as stage
+
+        chosen: dict[str, Any] = {"n_blocks": blocks, "model": model, "volume": volume}
+        if plan:
+            return stage.plan(output, **chosen).summary()
+        return stage.verify(output, conditions=conditions, **chosen)
+
+    result = run_stage(common, work, needs_cluster=not plan, wants_gpu=blocks > 0)
+    show(result, common, None)
+    if not plan:
+        fail_where_wrong(result, common)
+
+
+@app.command()
+def report(
+    path: Annotated[str | None, typer.Argument(help="Run folder or output of segment [default: RUN].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file [default: beside PATH].")] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Write one self-contained HTML file of a run or an output."""
+    common = Common(None, None, None, as_json, quiet, verbose, config, sets, run)
+
+    def work() -> dict[str, Any]:
+        from unetflow.stages.report import report as stage
+
+        return stage(path or str(common.settings().run_folder), out=out)
+
+    show(run_stage(common, work), common, "open it in a browser")
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where everything goes.")] = Path("unetflow-demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of the made volume and of the training.")] = 0,
@@ -306,7 +370,7 @@ def demo(
         with TrainingDisplay(quiet=quiet) as display:
             return run(folder, seed=seed, conditions=conditions, overwrite=overwrite, on_event=display)
 
-    show(run_stage(common, work), common, f"look at {folder}/segmentation.png; the result is {folder}/segmented.zarr")
+    show(run_stage(common, work), common, f"look at {folder}/report.html; the result is {folder}/segmented.zarr")
 
 
 @cluster_app.command()

@@ -257,6 +257,24 @@ def _lines(result: Result, indent: str = "") -> list[str]:
     return lines
 
 
+def fail_where_wrong(result: Result, common: Common) -> None:
+    """Say what of an output is damaged or differs, and leave with 1; or that all is well."""
+    lines = [f"{d['array']}, voxels {d['box']}: damaged in {d['file']} ({d['cause']})" for d in result["damaged"]]
+    for d in result["mismatches"]:
+        other = f"its class is {d['class']}" if "class" in d else f"computed again it is {d['computed']}"
+        lines.append(
+            f"block {d['block']}, voxels {d['box']}: {d['array']} differs in {d['voxels']} voxels; the first, at "
+            f"{tuple(d['first'])} in {d['file']}, is {d['stored']}, {other}"
+        )
+    for line in lines:
+        typer.echo(f"unetflow: {line}", err=True)
+    if lines:
+        raise typer.Exit(EXIT_FAILED)
+    if not common.quiet and not common.as_json:
+        n = len(result["recomputed"])
+        typer.echo(f"all {result['files']} files are whole, and {n} blocks computed again are the same", err=True)
+
+
 def numbers(text: str | None, kind: type) -> tuple[Any, ...] | None:
     """Read ``64,64,64``."""
     if text is None:

@@ -173,6 +173,7 @@ class Tally:
     objects: dict[Any, Any] = field(default_factory=dict)
     warping: dict[Any, list[float | None]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[tuple[float, int]] = field(default_factory=list)
+    right: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, number: int, report: Report) -> None:
         """Take the counts of one block."""
@@ -198,10 +199,17 @@ class Tally:
         if "objects" in report:
             wrong = unmatched_voxels(Contingency.from_json(report["objects"]))
         self.wrong = sorted([*self.wrong, (-wrong, number)])[:_N_WORST]
+        n_true = sum(int(t.counts[t.pairs[:, 1] > 0].sum()) for t in tables)
+        if n_true:
+            self.right = sorted([*self.right, (wrong / n_true, number)])[:_N_WORST]
 
     def worst(self) -> list[int]:
         """Return the blocks with the most wrong voxels, the worst first."""
         return [number for wrong, number in self.wrong if wrong < 0]
+
+    def best(self) -> list[int]:
+        """Return the blocks with the fewest wrong voxels for each true one, the best first."""
+        return [number for _, number in self.right]
 
     def scores(self) -> dict[str, Any]:
         """Return every score; None where it is not defined."""

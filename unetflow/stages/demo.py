@@ -68,7 +68,7 @@ def demo(
     overwrite: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Make a volume and take it through prepare, train, segment and evaluate.
+    """Make a volume and take it through prepare, train, segment, evaluate and report.
 
     Parameters
     ----------
@@ -85,6 +85,7 @@ def demo(
     from unetflow.settings import load_settings
     from unetflow.stages.evaluate import evaluate
     from unetflow.stages.prepare import prepare
+    from unetflow.stages.report import report
     from unetflow.stages.segment import segment
     from unetflow.stages.synthetic import make_tissue
     from unetflow.stages.train import train
@@ -113,9 +114,11 @@ def demo(
     scores = evaluate(settings, str(out), str(labels), sections=True, conditions=conditions)
     picture = place / "segmentation.png"
     _draw(settings, raw, out, labels, picture)
+    told = report(out, out=place / "report.html")
     keep = ("ap50", "seg", "pixel_error", "adapted_rand_error", "warping_error")
     return {
         "folder": str(place),
+        "report": told["report"],
         "picture": str(picture),
         "out": str(out),
         "objects": found["objects"],

@@ -14,6 +14,7 @@ from unetflow.geometry import BlockGrid
 from unetflow.stages.comparison import CompareBlock, Pair, Tally
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.inputs import pair_names, without_channels
+from unetflow.stages.kept_scores import keep_scores, places_of
 from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.masks import lay_over
 from unetflow.stages.overlays import write_overlays
@@ -201,6 +202,10 @@ def evaluate(
     -------
     dict
         The keys of INTERFACE, section 5; a score that is not defined is None.
+
+    Notes
+    -----
+    Scores of an output of `segment` are kept in its record, ``OUT/.unetflow/scores.json``, for `report`.
     """
     conditions = conditions or Conditions(client)
     made = plan(
@@ -215,7 +220,10 @@ def evaluate(
         task = CompareBlock(pairs, made.grids, foreground)
         work.run_pass("compare", task, made.grids, tally.add)
         pictures = {} if overlays is None else {"overlays": write_overlays(pairs, made.grids, tally.worst(), overlays)}
-        return {**tally.scores(), **pictures, **work.totals()}
+        scores = tally.scores()
+        chosen = {"sections": sections, "foreground": foreground, "class_map": class_map, "mask": mask}
+        keep_scores(segmentation, truth, chosen, scores, places_of(pairs, made.grids, tally))
+        return {**scores, **pictures, **work.totals()}
 
 
 def _scratch_root(settings: Settings) -> str | None:

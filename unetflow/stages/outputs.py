@@ -44,6 +44,11 @@ def create_outputs(made: Plan, work: Work, provenance: dict[str, Any]) -> tuple[
     return outputs
 
 
+def open_outputs(made: Plan) -> tuple[Output, ...]:
+    """Open the stores that a finished run left."""
+    return tuple(_create(made, image, {}, is_new=False) for image in made.images)
+
+
 def label_names(made: Plan) -> list[str]:
     """Name the class label images: ``classes``, or one a class for multilabel."""
     if made.facts["kind"] == "multilabel":

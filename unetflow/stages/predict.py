@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -65,7 +67,9 @@ class Predicted:
     classes: list[npt.NDArray[np.uint8]]
     n_tiles: int
     n_passes: int
+    began: float
     seconds: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class PredictBlock:
 
     def compute(self, block: Block, loaded: Loaded) -> Predicted:
         """Run the tiles."""
-        began = time.monotonic()
+        began, started = time.time(), time.monotonic()
         index, here = self.pieces.locate(block.number)
         image, output, tiling = self.images[index], self.outputs[index], self.tilings[index]
         predictor = load_predictor(self.model, self.model_digest)
@@ -148,7 +152,10 @@ class PredictBlock:
                 image_of_classes[at] = choose_classes(p, head, self.threshold, channel, n_channels)
                 if loaded.inside is not None:
                     image_of_classes[at] *= loaded.inside[at]
-        return Predicted(kept, classes, len(loaded.tiles), runner.n_passes, time.monotonic() - began)
+        seconds = time.monotonic() - started
+        return Predicted(
+            kept, classes, len(loaded.tiles), runner.n_passes, began, seconds, predictor.precision
+        )
 
     def store(self, block: Block, done: Predicted) -> Report:
         """Write whole shards, and tell what it took."""
@@ -166,6 +173,9 @@ class PredictBlock:
             **chunks.take_counts(),
             "peak": peak_memory(),
             "seconds": round(done.seconds, 3),
+            "began": round(done.began, 2),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            **({} if done.precision == "float32" else {"precision": done.precision}),
         }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from unetflow.geometry import Block, BlockGrid, Box, Shape
 from unetflow.stages.pieces import Pieces, Some
@@ -31,22 +32,25 @@ class PoolBlock:
 
     def __call__(self, block: Block) -> Report:
         """Read slab by slab, so that memory stays near that of the block written."""
-        from unetflow.numerics.pyramid import average_pool, mode_pool
-
         index, here = self.pieces.locate(block.number)
         finer, coarser, factors = self.finer[index], self.coarser[index], self.factors[index]
         out = np.empty((coarser.n_channels, *here.inner.shape), coarser.dtype)
-        for slab in _slabs(here.inner, coarser.chunk):
-            above = Box(_times(slab.start, factors), _times(slab.stop, factors)).intersect(finer.box)
-            voxels = finer.read(above)
-            pooled = (
-                np.stack([mode_pool(channel, factors) for channel in voxels])
-                if self.is_labels
-                else average_pool(voxels, factors)
-            )
+        for slab in slabs(here.inner, coarser.chunk):
+            pooled = pool(finer, slab, factors, is_labels=self.is_labels)
             out[(slice(None), *slab.relative_to(here.inner).slices)] = pooled
         coarser.write(here.inner, out)
         return {}
+
+
+def pool(finer: Volume, box: Box, factors: Shape, *, is_labels: bool) -> npt.NDArray[Any]:
+    """Return what a box of the next coarser level holds, ``(C, *box.shape)``: means, or modes of labels."""
+    from unetflow.numerics.pyramid import average_pool, mode_pool
+
+    above = Box(_times(box.start, factors), _times(box.stop, factors)).intersect(finer.box)
+    voxels = finer.read(above)
+    if is_labels:
+        return np.stack([mode_pool(channel, factors) for channel in voxels])
+    return np.asarray(average_pool(voxels, factors))
 
 
 def build_pyramids(work: Work, images: Sequence[Levels], *, is_labels: bool, name: str = "pyramid") -> None:
@@ -88,7 +92,7 @@ def stand_alone(path: str) -> None:
     set_attributes(path, {"ome": {**get_attributes(path)["ome"], "image-label": {}}})
 
 
-def _slabs(box: Box, chunk: Shape) -> Iterator[Box]:
+def slabs(box: Box, chunk: Shape) -> Iterator[Box]:
     """Cut a box along its first long axis into pieces as thick as a chunk."""
     axis = next((a for a, (n, c) in enumerate(zip(box.shape, chunk, strict=True)) if n > c), 0)
     for start in range(box.start[axis], box.stop[axis], chunk[axis]):

@@ -26,8 +26,10 @@ from unetflow.stages.outputs import Output, create_outputs
 from unetflow.stages.parts import Part
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
+from unetflow.stages.request import record_request
 from unetflow.stages.seams import measure_seams
 from unetflow.stages.segment_plan import Plan, fingerprint, plan
+from unetflow.stages.tile_runner import Normalisation
 from unetflow.stages.work import Conditions, Work, open_work, private_place, refuse_foreign, versions
 
 if TYPE_CHECKING:
@@ -81,11 +83,14 @@ def segment(
     missing = made.missing()
     prints = fingerprint(made, tta=settings.segment.tta)
     chosen = None if part is None else Part.parse(part)
+    request = record_request(made, volume, mask, axes)
     if chosen is not None and overwrite:
         raise InputError(f"--overwrite starts a whole output anew, got it with --part {part}; remove {made.out} first")
     with open_work(
         "segment", made.out, prints, conditions, overwrite=overwrite, retry_failed=retry_failed, part=chosen
     ) as work:
+        if work.ledger.value("request") != request:
+            work.ledger.set_value("request", request)
         if chosen is None:
             return {**_segment(made, work, prints), **missing}
         _, task = _begin(made, work, prints)
@@ -95,11 +100,18 @@ def segment(
 
 def _begin(made: Plan, work: Work, prints: dict[str, Any]) -> tuple[tuple[Output, ...], PredictBlock]:
     """Measure, and create the stores; returns them with the task that fills them."""
-    normalisation = _normalise(made, work)
+    normalisation = normalise_images(made, work)
     outputs = create_outputs(made, work, _provenance(made, prints))
-    task = PredictBlock(
+    return outputs, predict_task(made, prints["model"], outputs, normalisation)
+
+
+def predict_task(
+    made: Plan, digest: str, outputs: tuple[Output, ...], normalisation: Sequence[Normalisation]
+) -> PredictBlock:
+    """Return the task that predicts a block into some outputs."""
+    return PredictBlock(
         str(made.model),
-        prints["model"],
+        digest,
         made.images,
         tuple(made.tiling_of(image) for image in made.images),
         outputs,
@@ -110,7 +122,6 @@ def _begin(made: Plan, work: Work, prints: dict[str, Any]) -> tuple[tuple[Output
         CHUNK_CACHE_BYTES,
         made.batch,
     )
-    return outputs, task
 
 
 def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +149,8 @@ def _segment(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:
         result["seam_score"] = round(seam, 4)
         work.ledger.set_value("seam_score", result["seam_score"])
     result["cost"] = _cost(made, tally, work)
+    if not work.quarantined and (work.ledger.value("result") is None or work.blocks > work.skipped):
+        work.ledger.set_value("result", {**result, **work.totals()})
     return {**result, **work.totals()}
 
 
@@ -168,7 +181,7 @@ def _seam_score(made: Plan, work: Work, outputs: Sequence[Output]) -> float | No
     return measure_seams(work, stored, made.grids, linked, made.settings.run.seed)
 
 
-def _normalise(made: Plan, work: Work) -> list[tuple[list[float], list[float]]]:
+def normalise_images(made: Plan, work: Work) -> list[Normalisation]:
     """Return offset and scale per channel of each image: its own, or those of the training data."""
     facts = made.facts
     if facts["normalise"] == "none" or facts["normalise_per"] == "training":

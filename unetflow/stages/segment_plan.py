@@ -156,8 +156,9 @@ def plan(
     roi: str | None = None,
     mask: str | None = None,
     axes: str | None = None,
+    writes: bool = True,
 ) -> Plan:
-    """Check that model and volume fit and choose tiles and blocks.
+    """Check that model and volume fit and choose tiles and blocks; with ``writes``, that there is room too.
 
     Raises
     ------
@@ -180,7 +181,8 @@ def plan(
     _check_outputs(settings, facts)
     target = str(out) if out else f"{_stem(volume)}.unetflow.zarr"
     made = Plan(settings, model_path, facts, spec, images, target, roi)
-    made.room()
+    if writes:
+        made.room()
     for image, brick in zip(made.images, made.bricks, strict=True):
         _warn_of_reading(image, plan_reads(image, made.tiling_of(image)).amplification(brick))
     return made

@@ -162,6 +162,8 @@ class Work:
         self.skipped += len(done)
         self.retries += result.n_retries
         self.passes[name] = PassFigures(result.seconds, len(blocks), len(done), result.n_retries)
+        if len(blocks) > len(done):
+            self._remember(name)
         failed = self.ledger.quarantined(name)
         self.quarantined += [(name, number) for number in sorted(failed)]
         if failed and must_be_whole:
@@ -170,6 +172,17 @@ class Work:
                 f"{self.stage}: pass {name} needs every block, and {len(failed)} failed; the first is block {number}: "
                 f"{failed[number].get('error')}. Mend the cause and give the same command with --retry-failed"
             )
+
+    def _remember(self, name: str) -> None:
+        """Keep what a pass took, over all starts that finished it, for reports."""
+        now, before = self.passes[name], (self.ledger.value("passes") or {})
+        known = before.get(name, {"seconds": 0.0, "retries": 0})
+        took = {
+            "blocks": now.blocks,
+            "seconds": round(known["seconds"] + now.seconds, 3),
+            "retries": known["retries"] + now.retries,
+        }
+        self.ledger.set_value("passes", {**before, name: took})
 
     def first_start(self) -> contextlib.AbstractContextManager[Any]:
         """Hold the ledger that says whether the output was created: this one, or that of all parts."""

@@ -35,7 +35,7 @@ from unetflow.storage.journal import FILE_NAME, FileJournal, Journal
 from unetflow.storage.numbers import NumberSet
 from unetflow.storage.remote_journal import ObjectJournal
 
-__all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger", "peek_ledger"]
+__all__ = ["FILE_NAME", "Ledger", "has_ledger", "open_ledger", "peek_ledger", "read_ledger"]
 
 COMMIT_SECONDS = 1.0
 
@@ -257,6 +257,13 @@ def peek_ledger(folder: str | os.PathLike[str], fingerprint: Json) -> Ledger | N
         return None
     require_same(first.get("fingerprint") or {}, json.loads(json.dumps(fingerprint)), os.fspath(folder))
     return ledger
+
+
+def read_ledger(folder: str | os.PathLike[str]) -> tuple[Json, Ledger] | None:
+    """Read fingerprint and ledger of a folder or URL, whatever run it is of; None where there is none."""
+    ledger = Ledger(journal_of(folder))
+    first = ledger._load(mend=False)
+    return None if first is None else (dict(first.get("fingerprint") or {}), ledger)
 
 
 def has_ledger(folder: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -203,6 +204,13 @@ class Volume:
             return 1
         length = arrays.grid_of(arrays.open_array(self.path, version=self._version))[self.axes.index("c")]
         return -(-self.n_channels // length)
+
+    def file_at(self, place: Sequence[int], channel: int = 0) -> str:
+        """Return the path of the file (shard, or chunk without shards) that holds a voxel."""
+        array = arrays.open_array(self.path, version=self._version)
+        at = {**dict(zip(self.grid_axes, place, strict=True)), "c": channel}
+        index = [at[a] // n for a, n in zip(self.axes, arrays.grid_of(array), strict=True)]
+        return f"{self.path}/{arrays.chunk_key(array, index)}"
 
     def stored_extent(self) -> Box:
         """Return the smallest box that holds all stored files; the volume where there are none to list."""

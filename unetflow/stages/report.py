@@ -1,0 +1,68 @@
+"""Report: one HTML file that tells of a run or an output, and asks for nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from unetflow.errors import InputError
+
+
+def report(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Write the report of a run, or of an output of `segment` with the run that made its model.
+
+    Parameters
+    ----------
+    path : path
+        A run folder, or an output of `segment` (path or URL).
+    out : path, optional
+        The HTML file; absent: ``RUN/report.html``, or ``NAME.report.html`` beside the output (in the current
+        folder where that lies behind a URL).
+
+    Returns
+    -------
+    dict
+        ``report``, the file, and its ``bytes``.
+
+    Raises
+    ------
+    InputError
+        If there is neither a run nor an output.
+    """
+    from unetflow.stages import report_page as page
+    from unetflow.stages.report_output import of_output
+    from unetflow.stages.report_run import is_run, of_run
+    from unetflow.stages.request import read_record
+    from unetflow.storage.atomic import write_whole
+    from unetflow.storage.store import is_url, normalise
+
+    place = normalise(path)
+    record = read_record(place)
+    if record is not None:
+        target = Path(out) if out else Path(_stem(place) if is_url(place) else f"{_stem(place, whole=True)}")
+        target = target if out else target.with_name(f"{target.name}.report.html")
+        subtitle, keys, sections = of_output(record)
+        run = Path((record.request or {}).get("run", ""))
+        if (record.request or {}).get("run") and is_run(run) and _is_model_of(record.request or {}, run):
+            sections += of_run(run)[2]
+        title = _stem(place)
+    elif not is_url(place) and is_run(Path(place)):
+        target = Path(out) if out else Path(place) / "report.html"
+        subtitle, keys, sections = of_run(Path(place))
+        title = Path(place).name
+    else:
+        raise InputError(f"a report needs a run folder or an output of unetflow segment, got neither at '{place}'")
+    content = page.page(title, subtitle, [keys, *sections]).encode()
+    write_whole(target.absolute(), memoryview(content))
+    return {"report": str(target), "bytes": len(content)}
+
+
+def _is_model_of(request: dict[str, Any], run: Path) -> bool:
+    return Path(request.get("model", "")).parent == run
+
+
+def _stem(path: str, *, whole: bool = False) -> str:
+    """Return the name, or the whole path, of an output without ``.zarr``."""
+    shown = path.rstrip("/") if whole else path.rstrip("/").rpartition("/")[2]
+    return shown.removesuffix(".zarr") or path
