@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,33 @@ def prepare(image: Any, numbers: Any) -> Any:
     return ((image.astype(np.float32) - 100) / 60).astype(np.float32)
 
 
-FAULTS = {
-    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    # Whom the driver has not heard of yet may be silent for long: two signs of life first.
-    "freeze": lambda: (time.sleep(1.5), os.kill(os.getpid(), signal.SIGSTOP)),
-    "hang": lambda: time.sleep(600),
-    "raise": lambda: (_ for _ in ()).throw(RuntimeError("a device failed")),
-    "refuse": lambda: (_ for _ in ()).throw(ValueError("no other try mends it")),
-}
+def die(group: Group) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def freeze(group: Group) -> None:
+    time.sleep(1.5)  # whom the driver has not heard of yet may be silent for long: two signs of life first
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang(group: Group) -> None:
+    time.sleep(600)
+
+
+def fail(*_: Any) -> None:
+    raise RuntimeError("a device failed")
+
+
+def fail_midway(group: Group) -> None:
+    """Fail in the next step, while its sums are under way."""
+    group.finish = fail  # type: ignore[method-assign]
+
+
+def refuse(group: Group) -> None:
+    raise ValueError("no other try mends it")
+
+
+FAULTS = {"die": die, "freeze": freeze, "hang": hang, "fail": fail, "fail midway": fail_midway, "refuse": refuse}
 
 
 def train_squares(
@@ -97,8 +117,12 @@ def train_squares(
     at_step: int = 5,
     times: int = 1,
     seconds: float = 0.0,
+    deaf: int | None = None,
 ) -> dict[str, Any]:
-    """Train a tiny network for real; one rank meets a fault after a step, the first ``times`` times."""
+    """Train a tiny network for real; one rank meets a fault after a step, the first ``times`` times.
+
+    The rank ``deaf`` never hears by itself that it should stop.
+    """
     meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
     mark(folder, f"began{rank.number}")
     n_done = 0
@@ -110,10 +134,11 @@ def train_squares(
         time.sleep(seconds)
         if fault and rank.number == at_rank and n_done == at_step and count(folder, "fault") < times:
             mark(folder, "fault")
-            FAULTS[fault]()
+            FAULTS[fault](group)
 
     with join(rank.number, rank.world, torch.device("cpu"), meeting, rank.wait) as group:
-        result = train_in(group, folder, spec, recipe, rank, beat)
+        heard = (lambda: False) if rank.number == deaf else rank.should_stop
+        result = train_in(group, folder, spec, recipe, replace(rank, should_stop=heard), beat)
     return {"step": result.step, "is_stopped": result.is_stopped, "world": rank.world, "pid": os.getpid()}
 
 
