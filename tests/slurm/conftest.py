@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ job_extra_directives = ["--no-requeue"]
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def slurm() -> Iterator[Path]:
     """Folder of a SLURM that runs; its commands work in this process and those that it starts."""
     if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None:
         pytest.fail(f"no SLURM is installed; as root: {SOURCE.parent / 'install.sh'}")
@@ -44,12 +45,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert spec.loader is not None
     one_node = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(one_node)
-    folder = tmp_path_factory.mktemp("slurm")
     before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PYTHONPATH", "PATH")}
     # Jobs inherit the environment of whoever submits them: they import tasks and find the command.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     modules = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "integration", Path(__file__).parent)))
-    with one_node.running(folder, nodes=2, cpus=3, memory=8000, gpus=1) as conf:
+    # Not pytest's own folder, which other sessions of it sweep: the daemons' numbers are in it.
+    with (
+        tempfile.TemporaryDirectory(prefix="unetflow-slurm-") as name,
+        one_node.running(name, nodes=2, cpus=3, memory=8000, gpus=1) as conf,
+    ):
+        folder = Path(name)
         os.environ.update({"SLURM_CONF": conf, "PYTHONPATH": modules, "PATH": path})
         try:
             yield folder

@@ -17,7 +17,7 @@ def wait_until(is_true: Callable[[], Any], seconds: float = 120.0) -> Any:
     """Ask until the answer is true, and return it."""
     until = time.monotonic() + seconds
     while not (answer := is_true()):
-        assert time.monotonic() < until, "what was waited for did not come"
+        assert time.monotonic() < until, f"it did not come; the queue has\n{run('scontrol', 'show', 'job')}"
         time.sleep(0.1)
     return answer
 

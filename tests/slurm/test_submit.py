@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,8 +52,12 @@ def state(job: str) -> str:
 
 
 def restart_now(job: str) -> None:
-    """Start a requeued job at once: SLURM itself waits two minutes."""
+    """Start a requeued job soon: SLURM itself waits two minutes."""
     wait_until(lambda: state(job) == "PENDING")
+    # Not at once: SLURM counts in seconds, and refuses a start in the second in which it ended the last one
+    # ("job credential revoked"); a start that lies ahead it looks for once a minute only.
+    wait_until(lambda: set(run("sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"})
+    time.sleep(2)
     run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
