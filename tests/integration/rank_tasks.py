@@ -29,9 +29,7 @@ def mark(folder: str | Path, what: str) -> None:
     Path(folder, f"{what}-{uuid.uuid4().hex}").touch()
 
 
-def train_like(
-    rank: Rank, *, folder: str, steps: int, deaths: int = 0, seconds: float = 0.0
-) -> dict[str, Any]:
+def train_like(rank: Rank, *, folder: str, steps: int, deaths: int = 0, seconds: float = 0.0) -> dict[str, Any]:
     """Count steps in a checkpoint file, and die in the middle ``deaths`` times."""
     checkpoint = Path(folder, "checkpoint")
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -95,8 +93,14 @@ def fail(*_: Any) -> None:
 
 
 def fail_midway(group: Group) -> None:
-    """Fail in the next step, while its sums are under way."""
-    group.finish = fail  # type: ignore[method-assign]
+    """Fail in the next step, while gradients are added up."""
+    start = group.start_sum
+
+    def start_and_fail(tensor: torch.Tensor) -> Any:
+        one = start(tensor)
+        return one if tensor.numel() < 100 else fail(one)
+
+    group.start_sum = start_and_fail  # type: ignore[method-assign]
 
 
 def refuse(group: Group) -> None:
@@ -114,12 +118,12 @@ def train_squares(
     recipe: dict[str, Any],
     fault: str = "",
     at_rank: int = 1,
-    at_step: int = 5,
+    at_beat: int = 6,
     times: int = 1,
     seconds: float = 0.0,
     deaf: int | None = None,
 ) -> dict[str, Any]:
-    """Train a tiny network for real; one rank meets a fault after a step, the first ``times`` times.
+    """Train a tiny network for real; one rank meets a fault at a beat, the first ``times`` times.
 
     The rank ``deaf`` never hears by itself that it should stop.
     """
@@ -132,7 +136,7 @@ def train_squares(
         n_done += 1
         rank.beat()
         time.sleep(seconds)
-        if fault and rank.number == at_rank and n_done == at_step and count(folder, "fault") < times:
+        if fault and rank.number == at_rank and n_done == at_beat and count(folder, "fault") < times:
             mark(folder, "fault")
             FAULTS[fault](group)
 

@@ -173,29 +173,34 @@ def _run(
 ) -> bool:
     """Do the steps that are left; say whether it was told to stop."""
     recipe, group = session.recipe, session.group
-    if session.step >= recipe.steps or session.has_lost_patience():
-        return False
     every = recipe.validate_every or max(1, len(source) // recipe.patches_a_step)
+
+    def judge_when_due() -> None:
+        if session.losses and (session.step % every == 0 or session.step >= recipe.steps):
+            reporter.validation(judge.scores_now(), judge.is_best)
+            if look is not None:
+                look(session.step, session.logits)
+
+    with keeper.rescue():
+        judge_when_due()  # a rank may have been lost meanwhile
+    if session.is_over():
+        return False
     with _batches(session, source, prepare) as batches:
-        while session.step < recipe.steps:
+        while True:
             reporter.begin_step()
             batch = next(batches)
             reporter.begin_work()
             with keeper.rescue():
                 loss, norm = session.learn(batch)
-            reporter.step(loss, norm)
-            beat()
-            if session.step % every == 0 or session.step >= recipe.steps:
-                reporter.validation(judge.scores_now(), judge.is_best)
-                if look is not None:
-                    look(session.step, session.logits)
-            if session.has_lost_patience():
-                return False
-            # All ranks stop after the same step.
-            if session.step < recipe.steps and group.total(should_stop()):
-                return True
+                reporter.step(loss, norm)
+                beat()
+                judge_when_due()
+                if session.is_over():
+                    return False
+                # All ranks stop after the same step.
+                if group.total(should_stop()):
+                    return True
             keeper.save_when_due()
-    return False
 
 
 def _batches(session: Session, source: PatchSource, prepare: Prepare) -> Batches:

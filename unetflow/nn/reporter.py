@@ -105,8 +105,7 @@ class Keeper:
         try:
             yield
         except RankLost:
-            # Batch norm has seen the step that was cut short: there the last checkpoint has to do.
-            if self._session.step != self._saved_step and self._session.model.spec.norm != "batch":
+            if self._session.step != self._saved_step:
                 self._write()
             raise
 

@@ -7,7 +7,8 @@ so that all do the same step. The loss is that of the global batch, the same on 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from unetflow.architecture import UNetSpec
-from unetflow.errors import InputError, StageError
+from unetflow.errors import InputError, RankLost, StageError
 from unetflow.nn.checkpoint import Checkpoint, load_latest, load_step, save_checkpoint
 from unetflow.nn.device import arithmetic, pick_precision
 from unetflow.nn.gradients import GradientSums
@@ -106,9 +107,10 @@ class Session:
         """Learning rate of the next step."""
         return learning_rate_at(self.recipe.schedule, self.step, self.recipe.steps, self.recipe.learning_rate)
 
-    def has_lost_patience(self) -> bool:
-        """Say whether the score has not become better for as long as the recipe waits."""
-        return self.recipe.patience is not None and self.n_worse >= self.recipe.patience
+    def is_over(self) -> bool:
+        """Say whether all steps are done, or the score has not become better for as long as the recipe waits."""
+        has_lost_patience = self.recipe.patience is not None and self.n_worse >= self.recipe.patience
+        return has_lost_patience or self.step >= self.recipe.steps
 
     def learn(self, batch: Placed) -> tuple[float, float]:
         """Do one step; return the loss of the global batch and the norm of its gradient.
@@ -125,12 +127,13 @@ class Session:
         StageError
             If ten such steps follow one another.
         RankLost
-            If another rank is gone; nothing changed then but running means of batch norm.
+            If another rank is gone; nothing has changed then.
         """
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss = self._add_gradients(batch.wait())
+        with self._undone():
+            loss = self._add_gradients(batch.wait())
         norm = self._clip()
         self.step += 1
         if loss < float("inf") and norm < float("inf"):
@@ -141,6 +144,18 @@ class Session:
         if self.average is not None:
             update_average(self.average, self.model, self.step, self.recipe.ema)
         return loss, norm
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Give batch norm its running means back when a step is cut short: who lives saves what was before."""
+        buffers = list(self.model.buffers()) if self.group.world > 1 else []
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        except RankLost:
+            for buffer, values in zip(buffers, before, strict=True):
+                buffer.copy_(values)
+            raise
 
     def _add_gradients(self, batch: Placed) -> float:
         """Give each weight the gradient of the whole step; return its loss."""
