@@ -184,7 +184,7 @@ def train(
     verbose: VerboseOption = False,
 ) -> None:
     """Train a U-Net on RUN/dataset.zarr; go on where the last run stopped."""
-    common = Common(cluster, workers or "1", deadline, as_json, quiet, verbose, config, sets, run)
+    common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
 
     def work(conditions: Any) -> dict[str, Any]:
         from unetflow.stages import train as stage
@@ -199,7 +199,8 @@ def train(
                 on_event=display,
             )  # fmt: skip
 
-    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True, wants_gpu=True)
+    # One rank with all cores: it needs the least memory, and batch norm sees the whole batch.
+    result = run_stage(common, work, needs_cluster=not plan, keeps_logs=True, wants_gpu=True, local_workers=1)
     show(result, common, None if plan else after_training(result, common.settings().train.monitor))
 
 

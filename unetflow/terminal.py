@@ -78,11 +78,13 @@ def run_stage(
     needs_cluster: bool = True,
     keeps_logs: bool = False,
     wants_gpu: bool | None = None,
+    local_workers: int | None = None,
 ) -> Result:
     """Run a stage with the cluster it asks for, and turn errors into exit codes.
 
     With ``keeps_logs``, warnings of workers go to files in ``RUN/logs``. Where a cluster has workers with
-    and without a GPU, ``wants_gpu`` says which of them the stage uses; None is all.
+    and without a GPU, ``wants_gpu`` says which of them the stage uses; None is all. On this machine it gets
+    ``local_workers`` unless somebody says how many; None is one a core.
     """
     _configure_logging(common)
     try:
@@ -92,7 +94,7 @@ def run_stage(
             from unetflow.stages.work import Conditions
 
             return work(Conditions())
-        return _run_on_cluster(common, work, keeps_logs=keeps_logs, wants_gpu=wants_gpu)
+        return _run_on_cluster(common, work, keeps_logs, wants_gpu, local_workers)
     except (InputError, FileNotFoundError) as error:
         _fail(common, error, EXIT_USAGE)
     except Interrupted as error:
@@ -107,7 +109,7 @@ def run_stage(
 
 
 def _run_on_cluster(
-    common: Common, work: Callable[..., Result], *, keeps_logs: bool, wants_gpu: bool | None
+    common: Common, work: Callable[..., Result], keeps_logs: bool, wants_gpu: bool | None, local_workers: int | None
 ) -> Result:
     from unetflow.runtime.cluster import open_client
     from unetflow.runtime.devices import for_stage
@@ -122,7 +124,9 @@ def _run_on_cluster(
     with stop_on_signals() as should_stop:
         watch = LastStart(make_progress(quiet=common.quiet), should_stop, deadline, is_walltime=is_walltime)
         try:
-            with open_client(name, workers=common.workers, options=options, log_folder=logs) as client:
+            with open_client(
+                name, workers=common.workers, options=options, log_folder=logs, local_workers=local_workers
+            ) as client:
                 if client is not None and wants_gpu is not None:
                     client = for_stage(client, wants_gpu=wants_gpu)
                 return work(Conditions(client, watch, watch, deadline, block_seconds=_block_seconds(common)))

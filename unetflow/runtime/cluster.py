@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError, Interrupted
@@ -41,6 +42,7 @@ def open_client(
     threads: int | None = None,
     log_folder: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    local_workers: int | None = None,
 ) -> Iterator[Client | None]:
     """Open a client, and close whatever was started for it.
 
@@ -58,6 +60,8 @@ def open_client(
         Where workers log their warnings.
     options : mapping, optional
         What wins over the cluster file: its keys, or options of its kind.
+    local_workers : int, optional
+        Worker processes of a local cluster where nobody says how many; absent: one per core.
 
     Yields
     ------
@@ -76,6 +80,8 @@ def open_client(
         return
     given = {"workers": workers, "threads": threads}
     spec = read_cluster(cluster, {**(options or {}), **{k: v for k, v in given.items() if v is not None}})
+    if spec.kind == "local" and spec.workers is None:
+        spec = replace(spec, workers=local_workers)
     logs = None if log_folder is None else os.path.abspath(os.fspath(log_folder))
     with ExitStack() as stack:
         quieten(stack)
