@@ -8,9 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint bench bench-train soak test-gpu test-slurm test-slurm-slow clean
+.PHONY: help install demo test lint bench bench-train soak test-browser test-gpu test-slurm test-slurm-slow clean
 help:
-	@echo 'make demo | test | lint | bench | bench-train | soak | test-gpu | test-slurm | test-slurm-slow | install | clean'
+	@echo 'make demo | test | lint | bench | bench-train | soak | test-browser | test-gpu | test-slurm | test-slurm-slow | install | clean'
 
 install: $(INSTALLED)
 
@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/unetflow demo
 
 test: $(INSTALLED)
-	$(TESTS) -m 'not slurm and not gpu and not soak' --cov=unetflow --cov-fail-under=85
+	$(TESTS) -m 'not slurm and not gpu and not soak and not browser' --cov=unetflow --cov-fail-under=85
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -52,6 +52,10 @@ soak: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	@$(TESTS) tests -m gpu; code=$$?; \
 	  if [ $$code -eq 5 ]; then echo 'no test carries the mark "gpu": nothing was tested'; exit 0; fi; exit $$code
+
+# The report in a headless Chromium, which pip cannot bring; on Debian: apt-get install chromium
+test-browser: $(INSTALLED)
+	$(TESTS) tests -m browser
 
 # A real SLURM on this machine, started and stopped by the tests: cluster/slurm-one-node/install.sh
 # installs it. Those marked slow wait on the queue's own clock, for minutes.

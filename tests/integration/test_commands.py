@@ -103,4 +103,5 @@ def test_the_demo_s_objects_are_right_in_small(tmp_path: Path) -> None:
         result = demo.demo(tmp_path / "demo")
     assert Path(result["picture"]).stat().st_size > 1000
     assert 0 <= result["ap50"] <= 1
+    assert f'<data value="{result["ap50"]!r}">' in Path(result["report"]).read_text()
     assert (tmp_path / "demo" / "unetflow.toml").exists()

@@ -99,8 +99,8 @@ def _pictures(record: Record, request: dict[str, Any], evaluations: list[Evaluat
             continue
         title = f"{name}: " if name else ""
         shown, place = sight.overview()
-        parts.append(page.pictures(shown, f"{title}{place}. Grey is the foreground's probability, white is certain; "
-                                          "each object has a colour of its own."))  # fmt: skip
+        said = "Where probability is white the foreground is certain; each object has a colour of its own."
+        parts.append(page.pictures(shown, f"{title or 'T'}{place if title else place[1:]}. {said}"))
         if not evaluations and max(sight.top.shape[-2:]) > 256:
             shown, place = sight.detail(middle_detail(sight.top.shape))
             parts.append(page.pictures(shown, f"{title}The middle at full resolution, {place}."))
@@ -140,16 +140,17 @@ def _scores(evaluations: list[Evaluation]) -> Html:
     for number, evaluation in enumerate(reversed(evaluations)):
         scores, asked = evaluation["scores"], evaluation["asked"]
         rows = [
-            [page.text(name), page.number(scores[name]), page.text(said)]
-            for name, said in SCORES.items() if scores.get(name) is not None
-        ]  # fmt: skip
+            [page.named(name, said), page.number(scores[name])]
+            for name, said in SCORES.items()
+            if scores.get(name) is not None
+        ]
         for key in ("iou", "dice"):
-            rows += [[f"{key} of class {k}", page.number(v), ""] for k, v in (scores.get(key) or {}).items()]
+            rows += [[f"{key} of class {k}", page.number(v)] for k, v in (scores.get(key) or {}).items()]
         how = "each plane or image on its own" if asked["sections"] else "the whole volume at once"
         options = [key for key in ("foreground", "class_map", "mask") if asked[key] is not None]
         extra = "".join(f", {key.replace('_', ' ')} {asked[key]}" for key in options)
         caption = f"Against {asked['truth']}; {how}{extra}."
-        made = page.table(["score", "value", "what it says"], rows, caption)
+        made = page.table(["score", "value"], rows, caption)
         parts.append(made if number == 0 else page.folded_html("an earlier evaluation", made))
     return page.section("Scores", *parts)
 
@@ -182,7 +183,8 @@ def _course(record: Record, request: dict[str, Any], blocks: Blocks) -> Html:
         for name, p in passes.items()
     ]
     drawn = timeline(blocks)
-    seen = f"{blocks.n:,} blocks of the predict pass on {len(blocks.workers)} workers."
+    n_workers = len(blocks.workers)
+    seen = f"{blocks.n:,} blocks of the predict pass on {n_workers:,} worker{'s' * (n_workers != 1)}."
     caption = f"When workers computed: {seen} Gaps are waiting: for data, for other workers, or between two starts."
     return page.section(
         "How it went",

@@ -92,6 +92,11 @@ def text(value: Any) -> Html:
     return escape(str(value))
 
 
+def named(name: str, meaning: str) -> Html:
+    """Return a name with what it means below it."""
+    return f"{escape(name)}<small>{escape(meaning)}</small>"
+
+
 def facts(rows: Mapping[str, Html]) -> Html:
     """Return names and values, side by side where there is room."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>" for name, value in rows.items())
@@ -108,12 +113,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Html]], caption: str = ""
     """Return a table that scrolls by itself where the screen is narrow; the first column names the row."""
     if not rows:
         return ""
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    # Numbers stand flush right, words flush left, below their heads.
+    sides = [" class=n" if any(row[i].startswith("<data") for row in rows) and i else "" for i in range(len(head))]
+    names = "".join(f"<th{side}>{escape(name)}</th>" for name, side in zip(head, sides, strict=True))
     body = "".join(
-        f"<tr><th>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>" for first, *rest in rows
+        f"<tr><th>{first}</th>"
+        + "".join(f"<td{side}>{cell}</td>" for cell, side in zip(rest, sides[1:], strict=True))
+        + "</tr>"
+        for first, *rest in rows
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    made = f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<figure><div class="wide">{made}</div>{said}</figure>'
 
 
 def plot(svg: Html, caption: str) -> Html:
@@ -121,15 +132,16 @@ def plot(svg: Html, caption: str) -> Html:
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" if svg else ""
 
 
-def pictures(shown: Sequence[tuple[str, str]], caption: str) -> Html:
-    """Return pictures side by side, each ``(title, data URI)``, with what is seen on them."""
+def pictures(shown: Sequence[tuple[str, str]], caption: str, *, is_stacked: bool = False) -> Html:
+    """Return pictures side by side or one below the other, each ``(title, data URI)``, with what is seen on them."""
     if not shown:
         return ""
     one = "".join(
         f'<div><img src="{uri}" alt="{escape(title)}: {escape(caption)}"><span>{escape(title)}</span></div>'
         for title, uri in shown
     )
-    return f'<figure><div class="strip n{len(shown)}">{one}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    columns = 1 if is_stacked else min(4, len(shown))
+    return f'<figure><div class="strip n{columns}">{one}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def folded_html(summary: str, content: Html) -> Html:

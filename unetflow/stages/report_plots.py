@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _INK, _SOFT, _LINE = "#010101", "#020202", "#030303"
 _COLOURS = ("#0000a1", "#0000a2", "#0000a3", "#0000a4")
 _VARIABLES = {_INK: "ink", _SOFT: "soft", _LINE: "line", **{c: f"c{i}" for i, c in enumerate(_COLOURS, 1)}}
-_WIDE = 6.4  # inches; letters of 10 points are then readable on a phone
+_WIDE = 5.0  # inches; letters of 9 points are then readable on a phone
 _MOST_ROWS = 24
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -42,7 +42,7 @@ def curves(series: Mapping[str, Curve], x: str, y: str, *, mark: float | None = 
     known = {name: (xs, ys) for name, (xs, ys) in series.items() if len(xs)}
     if not known:
         return ""
-    figure, axes = _begin(2.7)
+    figure, axes = _begin(2.3)
     for (name, (xs, ys)), colour in zip(known.items(), _COLOURS, strict=False):
         axes.plot(xs, ys, color=colour, linewidth=1.8, marker="o" if len(xs) < 25 else "", markersize=3.2, label=name)
     if mark is not None:
@@ -86,7 +86,7 @@ def timeline(blocks: Blocks) -> str:
 
 
 def _short(worker: str) -> str:
-    return worker if len(worker) <= 22 else f"…{worker[-21:]}"
+    return worker if len(worker) <= 18 else f"…{worker[-17:]}"
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:
@@ -106,8 +106,8 @@ def _begin(height: float) -> tuple[Figure, Axes]:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(_LINE)
     axes.tick_params(colors=_SOFT, labelsize=9, length=0)
-    axes.xaxis.label.set_color(_SOFT)
-    axes.yaxis.label.set_color(_SOFT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=_SOFT, fontsize=9)
     axes.grid(visible=True, color=_LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     return figure, axes

@@ -148,7 +148,10 @@ def _previews(folder: Path) -> Html:
         (sorted(place.glob("weights-*.png"))[:1], "Weights of the loss: rare classes and gaps weigh more."),
         (sorted(place.glob("patch-*.png"))[:_N_PREVIEWS], "Training patches as they lie in the volume, and deformed."),
     )
-    parts = [page.pictures([(file.stem, encode_file(file))], said) for files, said in groups for file in files]
+    parts = [
+        page.pictures([(file.stem, encode_file(file)) for file in files], said, is_stacked=True)
+        for files, said in groups
+    ]
     return page.section("What the network learns from", *parts)
 
 

@@ -15,7 +15,7 @@ header p{margin:0;color:var(--soft)}
 section{margin:3rem 0}
 h2{font-size:1.2rem;font-weight:650;margin:0 0 .9rem;padding-bottom:.35rem;border-bottom:1px solid var(--line)}
 p{margin:0 0 1rem;max-width:42rem}
-.keys{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.2rem,1fr));gap:.75rem;margin:1.5rem 0}
+.keys{display:grid;grid-template-columns:repeat(auto-fit,minmax(7.2rem,1fr));gap:.75rem;margin:1.5rem 0}
 .keys div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
 .keys b{display:block;font-size:1.35rem;font-weight:600;line-height:1.25;font-variant-numeric:tabular-nums}
 .keys span:not(.none){display:block;font-size:.84rem;color:var(--soft);line-height:1.35}
@@ -24,18 +24,19 @@ dl div{display:grid;grid-template-columns:12rem 1fr;gap:1rem;padding:.35rem 0;bo
 dl div:last-child{border-bottom:0}
 dt{color:var(--soft)}
 dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto;margin:0 0 1.4rem}
+.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-caption{caption-side:bottom;text-align:left;font-size:.88rem;color:var(--soft);padding-top:.5rem;line-height:1.5}
 th,td{padding:.38rem .9rem .38rem 0;text-align:left;font-weight:400;border-bottom:1px solid var(--line);
 vertical-align:top}
-td,thead th:not(:first-child){text-align:right}
+.n{text-align:right}
+.n+td:not(.n),.n+th:not(.n){padding-left:.9rem}
+small{display:block;font-size:.84rem;color:var(--soft);line-height:1.4}
 td:last-child,thead th:last-child{padding-right:0}
 thead th{color:var(--soft);font-size:.88rem}
 tbody tr:last-child>*{border-bottom:0}
 figure{margin:0 0 2rem}
 figcaption{font-size:.88rem;color:var(--soft);margin-top:.5rem;max-width:42rem;line-height:1.5}
-svg{display:block;width:100%;height:auto;max-width:44rem}
+svg{display:block;width:100%;height:auto;max-width:34rem}
 svg text{font-family:inherit!important}
 .strip{display:grid;gap:.6rem}
 .strip.n1{grid-template-columns:1fr}.strip.n2{grid-template-columns:repeat(2,1fr)}
@@ -50,6 +51,7 @@ pre{overflow-x:auto;font-size:.82rem;background:var(--card);border:1px solid var
 padding:.8rem}
 @media (max-width:36rem){body{padding:1.5rem 1rem 3rem}h1{font-size:1.5rem}section{margin:2.2rem 0}
 dl div{grid-template-columns:1fr;gap:0}.strip.n3,.strip.n4{grid-template-columns:repeat(2,1fr)}
+.strip.n3 div:first-child{grid-column:1/-1}
 .keys{grid-template-columns:repeat(2,1fr)}.keys b{font-size:1.15rem}}
 @media print{body{max-width:none}section{break-inside:avoid}}
 """.strip()
