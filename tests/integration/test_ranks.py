@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rank_tasks import count, train_like, train_squares
+from typer.testing import CliRunner
 
+from unetflow.cli import app
 from unetflow.errors import Interrupted
 from unetflow.nn.history import read_history
+from unetflow.runtime.environment import threads_of_a_task
 from unetflow.runtime.ranks import Supervision, run_ranks
 
 PATIENT = Supervision(silence=120, first_silence=300, regather=120)  # no test waits so long
@@ -175,14 +179,35 @@ def test_what_no_other_try_mends_is_told_at_once(two_workers: Any, tmp_path: Pat
     assert count(tmp_path, "began1") == 1
 
 
-def test_fewer_workers_go_on_with_the_same_global_batch(tmp_path: Path) -> None:
+def test_fewer_workers_go_on_with_the_same_global_batch(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     from unetflow.runtime.cluster import open_client
 
     with open_client("local", workers=2, log_folder=tmp_path / "logs") as client:
-        whole = ranks(client, tmp_path / "whole", 2)
         assert client is not None
         for nanny in client.cluster.workers.values():
             nanny.close_gracefully()  # whose worker dies does not come back
-        result = ranks(client, tmp_path / "less", 2, fault="die", how=replace(PATIENT, regather=1))
+        result = ranks(client, tmp_path, 2, fault="die", how=replace(PATIENT, regather=1))
     assert (result["step"], result["world"]) == (12, 1)
-    assert max(abs(result["losses"][step] - whole["losses"][step]) for step in whole["losses"]) <= 1e-4
+    assert list(result["losses"]) == list(undisturbed["losses"])
+    assert max(abs(loss - undisturbed["losses"][step]) for step, loss in result["losses"].items()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "n_workers"),
+    [([], 1), (["--workers", "2"], 2), (["--cluster", "two.toml"], 2)],
+    ids=["", "words", "file"],
+)
+def test_the_command_starts_one_worker_with_all_cores_or_as_many_as_were_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], n_workers: int
+) -> None:
+    def look(settings: Any, *, conditions: Any, **_: Any) -> dict[str, Any]:
+        client = conditions.client
+        return {"workers": len(client.nthreads()), "threads": client.submit(threads_of_a_task).result()}
+
+    (tmp_path / "two.toml").write_text('kind = "local"\nworkers = 2\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("unetflow.stages.train.train", look)
+    result = CliRunner().invoke(app, ["train", "--json", *words])
+    assert result.exit_code == 0, result.stderr
+    n_cores = len(os.sched_getaffinity(0))
+    assert json.loads(result.stdout) == {"workers": n_workers, "threads": max(1, n_cores // n_workers)}
