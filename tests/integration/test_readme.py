@@ -38,13 +38,17 @@ def test_the_commands_for_own_data_work_in_their_order(tmp_path: Path, monkeypat
             Image.fromarray(plane).save(tmp_path / folder / f"{number:03d}.png")
     monkeypatch.chdir(tmp_path)
     found = commands()
-    assert [words[0] for words in found] == ["convert", "convert", "init", "prepare", "train", "segment", "evaluate"]
+    wanted = ["convert", "convert", "init", "prepare", "train", "segment", "evaluate", "verify", "report"]
+    assert [words[0] for words in found] == wanted
+    said = {}
     for words in found:
-        extra = [] if words[0] == "init" else ["--cluster", "none"]
+        extra = [] if words[0] in ("init", "report") else ["--cluster", "none"]
         extra += SMALL if words[0] in ("prepare", "train", "segment") else []
         result = CliRunner().invoke(app, [*words, *extra])
         assert result.exit_code == 0, (words, result.stderr)
-    assert "ap50" in result.stdout
+        said[words[0]] = result.stdout
+    assert "ap50" in said["evaluate"]
+    assert Path("raw.unetflow.report.html").stat().st_size > 100_000
     shutil.rmtree("raw.unetflow.zarr")
     code = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)[0]
     reading = 'load_settings("unetflow.toml"'
