@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ALL = 100  # more blocks than there are
 @pytest.fixture(scope="module")
 def output(trained: Path) -> Path:
     """A finished output in blocks of a few shards, with a pyramid."""
-    project.make_volume(trained / "tall", (6, 140, 280))
+    project.make_volume(trained / "tall", (3, 140, 280))
     settings = project.settings_in(trained, segment={"shard": [1, 64, 64], "chunk": [1, 32, 32], "min_size": 4})
     out = trained / "verified.zarr"
     segment(settings, str(trained / "tall" / "raw.zarr"), out=str(out))
@@ -43,12 +44,12 @@ def command(*words: str | Path) -> Any:
 def test_a_sound_output_passes_in_a_loop_and_on_workers(output: Path, two_workers: Any) -> None:
     here = verify(str(output), n_blocks=ALL)
     assert here["damaged"] == here["mismatches"] == []
-    assert len(here["recomputed"]) > 5
+    assert len(here["recomputed"]) == 3
     stored = [p for p in output.rglob("*") if p.is_file() and "c" in p.parts and ".unetflow" not in p.parts]
     assert here["files"] == len(stored)
-    there = verify(str(output), two_workers, n_blocks=3, seed=1)
+    there = verify(str(output), two_workers, n_blocks=2, seed=1)
     assert there["mismatches"] == []
-    assert len(set(there["recomputed"])) == 3
+    assert len(set(there["recomputed"])) == 2
 
 
 def test_the_command_says_that_all_is_well_and_writes_nothing(output: Path) -> None:
@@ -156,6 +157,20 @@ def test_an_unfinished_output_and_a_missing_one_are_refused(trained: Path, tmp_p
     missing = command(tmp_path / "nothing.zarr")
     assert missing.exit_code == 2
     assert "nothing.zarr" in missing.stderr
+
+
+def test_what_was_computed_in_bf16_is_not_blamed_where_only_float32_is_at_hand(copy: Path) -> None:
+    ledger = copy / ".unetflow" / "segment" / "ledger"
+    lines = [json.loads(line[9:]) for line in ledger.read_bytes().splitlines()]
+    for record in lines:
+        if record.get("pass") == "predict" and "report" in record:
+            record["report"]["precision"] = "bf16"
+    contents = [json.dumps(record, separators=(",", ":")).encode() for record in lines]
+    ledger.write_bytes(b"".join(b"%08x %s\n" % (zlib.crc32(c), c) for c in contents))
+    result = command(copy)
+    assert result.exit_code == 2
+    assert "bf16" in result.stderr
+    assert "--blocks 0" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Shown = list[tuple[str, str]]  # title, data URI
 
 _OVERVIEW, _DETAIL = 640, 256  # pixels of the longer side, at most
-_SEARCHED = 2**26  # voxels of a block that is looked through for its worst window
+_SEARCHED = 2**24  # voxels of a block that is looked through for its worst window
 _QUALITY = 84
 
 

@@ -194,7 +194,7 @@ def _recompute(
         stored,
         tuple(again.folder_of(image) for image in again.images),
         _rule(again),
-        _made_in_bf16(record, set(chosen)),
+        _precisions(record, set(chosen)),
     )
     found: list[dict[str, Any]] = []
 
@@ -218,9 +218,10 @@ def _rule(again: segment_plan.Plan) -> ObjectRule:
     )
 
 
-def _made_in_bf16(record: Record, chosen: set[int]) -> frozenset[int]:
+def _precisions(record: Record, chosen: set[int]) -> dict[int, str]:
+    """Return in which precision blocks were made; reports of older versions do not tell."""
     reports = record.ledger.reports("predict")
-    return frozenset(n for n, report in reports if n in chosen and report.get("precision") == "bf16")
+    return {n: report.get("precision", "float32") for n, report in reports if n in chosen and "worker" in report}
 
 
 def _tell_changed_inputs(record: Record, again: segment_plan.Plan) -> None:

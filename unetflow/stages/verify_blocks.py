@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unetflow.errors import InputError
 from unetflow.geometry import Block, BlockGrid, Box
 from unetflow.stages.outputs import Levels, Output
 from unetflow.stages.pieces import Pieces
@@ -78,15 +79,15 @@ class CheckBlock:
     roots : tuple of str
         Of each image, for the names of arrays.
     rule : ObjectRule
-    bf16 : frozenset of int
-        Numbers of blocks that were made in bf16.
+    precisions : dict of int to str
+        In which each block was made, where the record tells.
     """
 
     predict: PredictBlock
     stored: tuple[Output, ...]
     roots: tuple[str, ...]
     rule: ObjectRule
-    bf16: frozenset[int]
+    precisions: dict[int, str]
 
     def __call__(self, block: Block) -> Report:
         index, here = self.predict.pieces.locate(block.number)
@@ -96,8 +97,15 @@ class CheckBlock:
     def _differences(self, block: Block, index: int, box: Box) -> Iterator[Report]:
         output = self.stored[index]
         predicted = self.predict.compute(block, self.predict.load(block))
-        p, is_bf16 = predicted.probabilities, predicted.precision != "float32" or block.number in self.bf16
+        p, is_bf16 = predicted.probabilities, predicted.precision == "bf16"
         assert p is not None
+        made = self.precisions.get(block.number, predicted.precision)
+        if made != predicted.precision:
+            where = "a GPU" if made == "bf16" else "a processor"
+            raise InputError(
+                f"block {block.number} was computed in {made} on {where}, and only there its numbers come again, got "
+                f"{predicted.precision} here; verify on {where} (--cluster), or check checksums only: --blocks 0"
+            )
         if output.probabilities:
             stored = output.probabilities[0].read(box)
             wrong = wrong_probabilities(stored, p, is_bf16=is_bf16)

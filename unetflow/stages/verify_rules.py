@@ -29,19 +29,22 @@ def wrong_probabilities(stored: Array, p: Float32, *, is_bf16: bool = False) -> 
     >>> wrong_probabilities(np.array([[127, 129, 90]], np.uint8), np.full((1, 3), 0.5, np.float32)).tolist()
     [[False, False, True]]
     """
-    if stored.dtype == np.uint8:
-        away = np.abs(stored.astype(np.float32) - np.rint(p * np.float32(255)))
-        return _beyond(away, 1.0, float(_LOOSE_LEVELS), is_bf16)
-    away = np.abs(stored.astype(np.float32) - p)
-    rounding = np.spacing(np.abs(stored)).astype(np.float32) if stored.dtype == np.float16 else np.float32(0)
-    return _beyond(away - rounding, 1.1 * EXACT, _LOOSE_LEVELS / 255, is_bf16)
-
-
-def _beyond(away: Array, limit: float, loose: float, is_bf16: bool) -> Flags:
-    wrong: Flags = ~(away <= limit)  # a NaN is wrong too
+    # Channel by channel: the differences of a whole block would be as large as its probabilities.
+    wrong = np.stack([~(_away(a, b) <= 1) for a, b in zip(stored, p, strict=True)])  # a NaN is wrong too
     if is_bf16 and wrong.mean() <= _LOOSE_SHARE:
-        return np.asarray(~(away <= loose))
+        unit = 1 if stored.dtype == np.uint8 else 255 * 1.1 * EXACT
+        return np.stack([~(_away(a, b) * unit <= _LOOSE_LEVELS) for a, b in zip(stored, p, strict=True)])
     return wrong
+
+
+def _away(stored: Array, p: Float32) -> Float32:
+    """Return how far stored probabilities are from ``p``, in what may be at most 1 in float32."""
+    if stored.dtype == np.uint8:
+        return np.asarray(np.abs(stored.astype(np.float32) - np.rint(p * np.float32(255))), np.float32)
+    away = np.abs(stored.astype(np.float32) - p)
+    if stored.dtype == np.float16:
+        away -= np.spacing(np.abs(stored)).astype(np.float32)
+    return np.asarray(away / np.float32(1.1 * EXACT), np.float32)
 
 
 def wrong_classes(
@@ -102,29 +105,30 @@ class ObjectRule:
 
         An instance stands where a class does; each component of the classes has one number.
         """
-        from unetflow.numerics.labelling import label_block
+        from unetflow.numerics.labelling import label_block, relabel
 
         inside = classes > 0
         wrong: Flags = np.zeros(instances.shape, bool) if self.fills_holes else (instances > 0) & ~inside
         if self.is_flooded:
             return wrong if self.min_size > 1 else np.asarray(wrong | ((instances == 0) & inside))
         found = label_block(inside, self.linked, self.connectivity)
-        if not len(found.first):
-            return wrong
-        fragments = found.fragments
-        ids = _commonest(fragments, instances, len(found.first))
-        expected = np.concatenate([np.zeros(1, ids.dtype), ids])[fragments]
+        fragments, ids = found.fragments, instances.reshape(-1)[found.first]
+        differs = inside & (instances != relabel(fragments, ids))
+        if differs.any():  # the first voxel itself may be the wrong one
+            doubtful = np.unique(fragments[differs])
+            ids[doubtful - 1] = _commonest(fragments, instances, doubtful)
+            differs = inside & (instances != relabel(fragments, ids))
         # A component that was dropped is smaller than the smallest object, this block's part of it all the more.
-        is_possible = np.concatenate([[True], (ids > 0) | (found.sizes < self.min_size)])
-        return np.asarray(wrong | (inside & ((instances != expected) | ~is_possible[fragments])))
+        is_lost = (ids == 0) & (found.sizes >= self.min_size)
+        return np.asarray(wrong | differs | (relabel(fragments, is_lost.astype(np.uint8)) > 0))
 
 
-def _commonest(fragments: Array, instances: Array, n: int) -> Array:
-    """Return the instance that most voxels of each fragment 1..n have."""
-    inside = fragments > 0
+def _commonest(fragments: Array, instances: Array, wanted: Array) -> Array:
+    """Return the instance that most voxels of each wanted fragment (sorted) have."""
+    inside = np.isin(fragments, wanted)
     pairs, counts = np.unique(
         np.stack([fragments[inside].astype(np.uint64), instances[inside].astype(np.uint64)]), axis=1, return_counts=True
     )
     order = np.lexsort((counts, pairs[0]))
-    last = np.searchsorted(pairs[0][order], np.arange(1, n + 1, dtype=np.uint64), side="right") - 1
+    last = np.searchsorted(pairs[0][order], wanted.astype(np.uint64), side="right") - 1
     return np.asarray(pairs[1][order][last]).astype(instances.dtype)
