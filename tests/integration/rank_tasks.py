@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from unetflow import failpoints
 from unetflow.architecture import UNetSpec
+from unetflow.nn import tensorfile
 from unetflow.nn.augment import Augmentation
 from unetflow.nn.group import Group, Meeting, join
 from unetflow.nn.loop import train
@@ -103,11 +106,36 @@ def fail_midway(group: Group) -> None:
     group.start_sum = start_and_fail  # type: ignore[method-assign]
 
 
+def die_saving(group: Group) -> None:
+    """Be killed in the middle of the next checkpoint."""
+    failpoints.arm("half-tensors")
+
+
+def fill_disk(group: Group) -> None:
+    """Have no room for the next checkpoint, and room again after it."""
+    write = tensorfile._save
+
+    def save(*_: Any) -> None:
+        tensorfile._save = write
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tensorfile._save = save
+
+
 def refuse(group: Group) -> None:
     raise ValueError("no other try mends it")
 
 
-FAULTS = {"die": die, "freeze": freeze, "hang": hang, "fail": fail, "fail midway": fail_midway, "refuse": refuse}
+FAULTS = {
+    "die": die,
+    "freeze": freeze,
+    "hang": hang,
+    "fail": fail,
+    "fail midway": fail_midway,
+    "die saving": die_saving,
+    "fill disk": fill_disk,
+    "refuse": refuse,
+}
 
 
 def train_squares(

@@ -167,6 +167,29 @@ def test_a_rank_that_fails_costs_no_step_and_changes_no_bit(
     assert equal(result["states"][0], undisturbed["states"][0])
 
 
+def test_a_kill_in_the_middle_of_a_checkpoint_costs_no_step_and_changes_no_bit(
+    two_workers: Any, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    how = {"fault": "die saving", "at_rank": 0, "recipe": {"checkpoint_minutes": 0.0}}
+    result = ranks(two_workers, tmp_path, 2, **how)
+    assert (count(tmp_path, "fault"), count(tmp_path, "began0")) == (1, 2)
+    assert len(result["told"]) == len(result["losses"])
+    assert equal(result["states"][0], undisturbed["states"][0])
+    assert not list((tmp_path / "checkpoints").glob(".*")), "what a killed rank had begun to write is still there"
+
+
+def test_a_full_disk_ends_the_call_which_goes_on_once_there_is_room(
+    two_workers: Any, tmp_path: Path, undisturbed: dict[str, Any]
+) -> None:
+    how = {"at_rank": 0, "recipe": {"checkpoint_minutes": 0.0}}
+    with pytest.raises(OSError, match="No space left"):
+        ranks(two_workers, tmp_path, 2, fault="fill disk", **how)
+    assert count(tmp_path, "began0") == 1
+    again = ranks(two_workers, tmp_path, 2, **how)
+    assert min(again["losses"]) in (5, 6)  # rank 1 may have had room for what rank 0 could not keep
+    assert equal(again["states"][0], undisturbed["states"][0])
+
+
 def test_a_rank_that_always_fails_is_given_up_with_what_it_said(two_workers: Any, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a device failed"):
         ranks(two_workers, tmp_path, 2, fault="fail", at_beat=1, times=99, how=replace(PATIENT, restarts=2))
