@@ -121,9 +121,16 @@ def test_two_ranks_have_the_losses_of_one(
     assert np.allclose(*scores, atol=1e-4) and len(scores[0]) == 13
 
 
-def test_batch_norm_leaves_all_ranks_with_the_same_running_means(two_workers: Any, tmp_path: Path) -> None:
-    two = ranks(two_workers, tmp_path, 2, spec={"norm": "batch"})
-    assert equal(*two["states"])
+def test_batch_norm_has_the_same_running_means_on_all_ranks_and_after_a_step_that_was_cut_short(
+    two_workers: Any, tmp_path: Path
+) -> None:
+    spec = {"norm": "batch"}
+    whole = ranks(two_workers, tmp_path / "whole", 2, spec=spec)
+    assert equal(*whole["states"])
+    result = ranks(two_workers, tmp_path / "cut", 2, spec=spec, fault="fail midway", at_rank=0)
+    assert count(tmp_path / "cut", "began0") == 2
+    assert len(result["told"]) == len(result["losses"])
+    assert equal(result["states"][0], whole["states"][0])
 
 
 @pytest.fixture(scope="module")
