@@ -171,6 +171,7 @@ def test_a_rank_that_fails_costs_no_step_and_changes_no_bit(
     # No step is done twice; rank 0 may have died before it told the last one that the others have done.
     assert len(result["told"]) == len(result["losses"]) >= (12 if at_rank else 11)
     assert result["losses"].items() <= undisturbed["losses"].items()
+    assert [row["step"] for row in read_history(tmp_path / "metrics.csv")] == ["4", "8", "12"]
     assert equal(result["states"][0], undisturbed["states"][0])
 
 

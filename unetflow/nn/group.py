@@ -210,4 +210,5 @@ def _leave() -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0]
+    """Return the first sentence of what torch says; general advice follows it."""
+    return str(error).partition("\n")[0].partition(". ")[0]
