@@ -43,7 +43,7 @@ def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4, 
     --------
     >>> from unetflow.architecture import UNetSpec
     >>> forward_bytes(UNetSpec.build(), (572, 572)) // 10**6
-    273
+    246
     """
     ends = 4 * (spec.in_channels * math.prod(shape) + spec.out_channels * math.prod(spec.output_shape(shape)))
     return ends + _held_bytes(spec, shape, itemsize, slab_bytes) + _passing_bytes(spec, shape, itemsize, slab_bytes)
