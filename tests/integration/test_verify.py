@@ -15,6 +15,8 @@ import zarr
 from typer.testing import CliRunner
 
 from unetflow.cli import app
+from unetflow.stages.evaluate import evaluate
+from unetflow.stages.report import report
 from unetflow.stages.segment import segment
 from unetflow.stages.verify import verify
 
@@ -157,6 +159,26 @@ def test_an_unfinished_output_and_a_missing_one_are_refused(trained: Path, tmp_p
     missing = command(tmp_path / "nothing.zarr")
     assert missing.exit_code == 2
     assert "nothing.zarr" in missing.stderr
+
+
+def test_each_image_of_a_collection_is_verified_and_told(trained: Path, tmp_path: Path) -> None:
+    planes = {name: zarr.open_array(trained / f"{name}.zarr" / "0")[:2] for name in ("raw", "labels")}
+    for name, voxels in planes.items():
+        zarr.open_group(tmp_path / name, mode="w")
+        for image, plane in zip(("a", "b"), voxels, strict=True):
+            zarr.save_array(tmp_path / name / image, plane)
+    settings, out = project.settings_in(trained), tmp_path / "out.zarr"
+    segment(settings, str(tmp_path / "raw"), out=str(out))
+    evaluate(settings, str(out), str(tmp_path / "labels"))
+    assert verify(str(out), n_blocks=ALL)["mismatches"] == []
+    text = Path(report(out)["report"]).read_text()
+    assert "a: the middle plane" in text
+    assert "b: the middle plane" in text
+    stored = zarr.open_array(out / "b" / "labels" / "classes" / "0", mode="r+")
+    stored[5, 6] = 1 - stored[5, 6]
+    found = verify(str(out), n_blocks=ALL)["mismatches"]
+    assert {d["array"] for d in found} >= {"b/labels/classes/0"}
+    assert all(d["file"].startswith(str(out / "b")) for d in found)
 
 
 def test_what_was_computed_in_bf16_is_not_blamed_where_only_float32_is_at_hand(copy: Path) -> None:

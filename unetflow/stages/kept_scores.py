@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from unetflow.errors import InputError
 from unetflow.stages.request import Record, read_record
 from unetflow.stages.work import digest_of, private_place
 
@@ -47,17 +48,17 @@ def keep_scores(
     """Keep an evaluation in the record of an output, in the place of an earlier one of the same kind."""
     from unetflow.storage.store import normalise, write_document
 
-    record = read_record(segmentation)
-    if record is None:
-        return
-    asked = {"truth": normalise(truth), **{key: _plain(value) for key, value in chosen.items()}}
-    others = [e for e in read_scores(record) if e["asked"] != asked]
-    new = {"asked": asked, "scores": scores, "places": places}
-    document = {"fingerprint": digest_of(record.fingerprint), "evaluations": [*others, new]}
     try:
+        record = read_record(segmentation)
+        if record is None:
+            return
+        asked = {"truth": normalise(truth), **{key: _plain(value) for key, value in chosen.items()}}
+        others = [e for e in read_scores(record) if e["asked"] != asked]
+        new = {"asked": asked, "scores": scores, "places": places}
+        document = {"fingerprint": digest_of(record.fingerprint), "evaluations": [*others, new]}
         write_document(private_place(record.out), FILE_NAME, document)
-    except OSError as error:  # an output of somebody else may be scored too
-        log.info("the scores are not kept beside %s (%s)", record.out, error)
+    except (OSError, InputError, NotImplementedError) as error:  # what somebody else owns may be scored too
+        log.info("the scores are not kept beside %s (%s)", segmentation, error)
 
 
 def read_scores(record: Record) -> list[Evaluation]:

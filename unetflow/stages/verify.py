@@ -192,7 +192,7 @@ def _recompute(
     check = CheckBlock(
         replace(task, token=uuid.uuid4().hex),
         stored,
-        tuple(again.folder_of(image) for image in again.images),
+        record.out,
         _rule(again),
         _precisions(record, set(chosen)),
     )

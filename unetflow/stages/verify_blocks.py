@@ -76,8 +76,8 @@ class CheckBlock:
         The task that made it; what it would write is compared instead.
     stored : tuple of Output
         Of each image.
-    roots : tuple of str
-        Of each image, for the names of arrays.
+    root : str
+        The output; arrays are named by their place below it.
     rule : ObjectRule
     precisions : dict of int to str
         In which each block was made, where the record tells.
@@ -85,7 +85,7 @@ class CheckBlock:
 
     predict: PredictBlock
     stored: tuple[Output, ...]
-    roots: tuple[str, ...]
+    root: str
     rule: ObjectRule
     precisions: dict[int, str]
 
@@ -109,7 +109,7 @@ class CheckBlock:
         if output.probabilities:
             stored = output.probabilities[0].read(box)
             wrong = wrong_probabilities(stored, p, is_bf16=is_bf16)
-            yield from self._told(index, output.probabilities[0], box, wrong, stored, _rounded(p, stored.dtype))
+            yield from self._told(output.probabilities[0], box, wrong, stored, _rounded(p, stored.dtype))
         head, is_many = self.predict.tilings[index].spec.head, len(output.classes) > 1
         for channel, (levels, expected) in enumerate(zip(output.classes, predicted.classes, strict=True)):
             stored = levels[0].read(box)
@@ -117,16 +117,16 @@ class CheckBlock:
                 stored[0], expected, p, threshold=self.predict.threshold, head=head,
                 channel=channel if is_many else None, is_bf16=is_bf16,
             )  # fmt: skip
-            yield from self._told(index, levels[0], box, wrong[None], stored, expected[None])
+            yield from self._told(levels[0], box, wrong[None], stored, expected[None])
         if output.instances:
             instances, classes = (levels[0].read(box) for levels in (output.instances, output.classes[0]))
             wrong = self.rule.wrong(instances[0], classes[0])
-            yield from self._told(index, output.instances[0], box, wrong[None], instances, classes, is_rule=True)
-        yield from self._pyramid(index, output.probabilities, box, is_labels=False)
+            yield from self._told(output.instances[0], box, wrong[None], instances, classes, is_rule=True)
+        yield from self._pyramid(output.probabilities, box, is_labels=False)
         for levels in (*output.classes, output.instances):
-            yield from self._pyramid(index, levels, box, is_labels=True)
+            yield from self._pyramid(levels, box, is_labels=True)
 
-    def _pyramid(self, index: int, levels: Levels, box: Box, *, is_labels: bool) -> Iterator[Report]:
+    def _pyramid(self, levels: Levels, box: Box, *, is_labels: bool) -> Iterator[Report]:
         """Pool each level from the stored one above it, where it covers the block."""
         from unetflow.storage.ngff import level_shapes
 
@@ -139,10 +139,10 @@ class CheckBlock:
             start = tuple(a // f for a, f in zip(box.start, level.factors, strict=True))
             box = Box(start, tuple(-(-b // f) for b, f in ends))
             stored, expected = coarser.read(box), pool(finer, box, level.factors, is_labels=is_labels)
-            yield from self._told(index, coarser, box, stored != expected, stored, expected)
+            yield from self._told(coarser, box, stored != expected, stored, expected)
 
     def _told(
-        self, index: int, volume: Volume, box: Box, wrong: Flags, stored: Array, expected: Array, *,
+        self, volume: Volume, box: Box, wrong: Flags, stored: Array, expected: Array, *,
         is_rule: bool = False,
     ) -> Iterator[Report]:  # fmt: skip
         """Put wrong voxels ``(C, ...)`` of an array into words; nothing where there are none."""
@@ -153,7 +153,7 @@ class CheckBlock:
         here = (channel, *at)
         told = "class" if is_rule else "computed"
         yield {
-            "array": volume.path.removeprefix(self.roots[index]).strip("/"),
+            "array": volume.path.removeprefix(self.root).strip("/"),
             "file": volume.file_at(place, channel),
             "voxels": int(wrong.sum()),
             "first": place,
