@@ -151,31 +151,28 @@ def test_training_goes_on_to_more_steps_and_leaves_its_record(trained: Path) -> 
     assert [int(row.split(",")[0]) for row in rows[1:]][-1] == 14
 
 
-def test_training_on_a_worker_gives_the_weights_of_this_process(trained: Path, two_workers: Any) -> None:
+def test_training_on_a_worker_gives_the_weights_of_this_process(trained: Path) -> None:
     import shutil
 
     from safetensors.numpy import load_file
 
+    from unetflow.runtime.cluster import open_client
+
     for name in ("here", "there"):
         shutil.copytree(trained / "run" / "dataset.zarr", trained / name / "dataset.zarr")
-    # One thread on both sides: the order of sums follows the number of threads.
+    # One thread on both sides, and one rank: the order of sums follows the number of either.
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(int(two_workers.submit(_threads).result()))
+    torch.set_num_threads(1)
     train(project.settings_in(trained, "here"))
     torch.set_num_threads(threads)
     events: list[dict[str, Any]] = []
-    train(project.settings_in(trained, "there"), two_workers, on_event=events.append)
+    with open_client("local", workers=1, threads=1) as client:
+        train(project.settings_in(trained, "there"), client, on_event=events.append)
     here, there = (load_file(trained / name / "model.safetensors") for name in ("here", "there"))
     assert all(np.array_equal(here[key], there[key]) for key in here)
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 13))
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def test_the_output_is_an_image_of_ome_zarr_0_5_with_label_images(trained: Path) -> None:

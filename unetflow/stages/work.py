@@ -158,11 +158,13 @@ class Work:
             block_seconds=self.conditions.block_seconds,
         )
         self.ledger.flush()
+        # A part may find blocks of other parts done, in the ledger of a whole run.
+        n_skipped = len(done) if self.before is None else sum(block.number in done for block in blocks)
         self.blocks += len(blocks)
-        self.skipped += len(done)
+        self.skipped += n_skipped
         self.retries += result.n_retries
-        self.passes[name] = PassFigures(result.seconds, len(blocks), len(done), result.n_retries)
-        if len(blocks) > len(done):
+        self.passes[name] = PassFigures(result.seconds, len(blocks), n_skipped, result.n_retries)
+        if len(blocks) > n_skipped:
             self._remember(name)
         failed = self.ledger.quarantined(name)
         self.quarantined += [(name, number) for number in sorted(failed)]
