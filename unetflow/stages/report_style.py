@@ -28,7 +28,7 @@ dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.38rem .9rem .38rem 0;text-align:left;font-weight:400;border-bottom:1px solid var(--line);
 vertical-align:top}
-.n{text-align:right}
+td{white-space:nowrap}.n{text-align:right}
 .n+td:not(.n),.n+th:not(.n){padding-left:.9rem}
 small{display:block;font-size:.84rem;color:var(--soft);line-height:1.4}
 td:last-child,thead th:last-child{padding-right:0}
