@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,10 @@ async def with_page(profile: Path, work: Any) -> Any:
 
     command = [find_chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu"]
     command += ["--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A group of its own: Debian's command is a script, and ending that alone leaves the browser behind.
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         port = await _port(profile / "DevToolsActivePort", process)
         tabs = await _get_json(f"http://127.0.0.1:{port}/json/list")
@@ -84,7 +90,8 @@ async def with_page(profile: Path, work: Any) -> Any:
         finally:
             socket.close()
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
 
 
