@@ -110,7 +110,7 @@ def test_more_objects_than_32_bits_count_make_instances_wider(
     monkeypatch.setattr("unetflow.stages.outputs.INSTANCE_TYPES", ("uint8", "uint64"))
     noisy = trained / "noisy.zarr"
     zarr.save_array(noisy, np.random.default_rng(0).integers(0, 255, project.SHAPE, np.uint8))
-    out = trained / "wide.zarr"
+    out = trained / "widened.zarr"
     settings = settings_of(trained, shard=[1, 32, 64], chunk=[1, 32, 64])
     count = segment(settings, str(noisy), out=str(out))["objects"]
     found = zarr.open_array(out / "labels" / "instances" / "0")

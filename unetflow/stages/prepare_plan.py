@@ -87,10 +87,11 @@ class Plan:
         voxel = np.dtype(raw.dtype).itemsize * raw.n_channels
         patch = self._patch_bytes
         measured = [b for item in self.items for b in plan_sample(item.raw, self.settings.run.seed)]
-        n_passes = 3 if self.kind != "instances" else 0
+        # Components of classes: label, pair (blocks with open fragments: here all), count, number, relabel.
+        n_passes, n_reads = (5, 3) if self.kind != "instances" else (0, 0)
         read = sum(b.inner.size for b in measured) * voxel
         read += self._label_bytes(presence.counted) + self._label_bytes(presence.weighed)
-        read += self._label_bytes(presence.labelled) * n_passes + settings.patches * patch
+        read += self._label_bytes(presence.labelled) * n_reads + settings.patches * patch
         n_blocks = len(measured) + len(presence.counted) + len(presence.weighed) + n_passes * len(presence.labelled)
         n_blocks += -(-settings.patches // self._rows_a_shard)
         write = sum(block.inner.size for block in presence.weighed) * 4 + settings.patches * patch
