@@ -185,7 +185,8 @@ def _convolve(convolution: Any, rows: Tensor) -> Tensor:
     """Convolve without padding along the rows: the band holds it."""
     padding = (0, *convolution.padding[1:])
     weight, bias = convolution.weight, convolution.bias
-    if rows.device.type == "cpu" and rows.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    is_plain = rows.device.type == "cpu" and rows.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if is_plain and torch.backends.mkldnn.is_available():
         # Asked by name: of few channels or rows in 3-D, torch's own choice is another and takes ten times as long.
         ones = (1,) * len(padding)
         result: Tensor = torch.ops.aten.mkldnn_convolution(rows, weight, bias, padding, ones, ones, 1)

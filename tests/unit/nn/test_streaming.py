@@ -80,6 +80,20 @@ def test_rows_give_the_same_in_single_precision(dims: int, padding: str) -> None
     assert float((found - expected).abs().max()) < 3e-6 * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_rows_are_computed_in_half_precision_where_that_is_asked(norm: Any) -> None:
+    spec = UNetSpec.build(depth=2, base_channels=8, norm=norm)
+    model = network(spec, 0)
+    image = torch.randn(1, 1, *spec.tile_input((64, 32)))
+    with torch.inference_mode():
+        full = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(image).float()
+            found = torch.cat(list(RowStream(model, 100_000)(image)), 2).float()
+    assert float((expected - full).abs().max()) > 1e-3, "nothing was computed in half precision"
+    assert float((found - expected).abs().max()) < 0.1 * float((expected - full).abs().max())
+
+
 def test_a_pass_that_was_given_up_leaves_no_rows_behind() -> None:
     model = network(UNetSpec.build(depth=2, base_channels=4, padding="same"), 0)
     stream = RowStream(model, 1)
