@@ -283,7 +283,7 @@ class UNetSpec:
     def activation_bytes(self, shape: Sequence[int]) -> int:
         """Return a generous bound of the features at level 0, float32, in bytes: for the choice of patches.
 
-        Inference is planned by `unetflow.forward_memory`, which follows the network step by step.
+        Inference is planned by `unetflow.forward_memory`, which counts the rows that the network holds.
         """
         width = 2 if self.skip == "concat" else 1
         return 4 * math.prod(shape) * (self.base_channels * (width + 3) + self.out_channels * 2)

@@ -43,20 +43,16 @@ class Held:
 def slab_rows(spec: UNetSpec, shape: Sequence[int], slab_bytes: int) -> tuple[int, ...]:
     """Return how many rows of an image of ``shape`` go through each level at a time.
 
-    As many pooling windows, a power of two of them, as have features of ``slab_bytes``; at least one.
+    As many pooling windows, a power of two of them, as have joined features (float32) of ``slab_bytes``; at
+    least one.
     """
     result = []
     for level in range(spec.depth + 1):
         window = spec.pool[level][0] if level < spec.depth else 1
-        n_windows = max(1, slab_bytes // (window * row_bytes(spec, shape, level, 2 * spec.channels(level))))
+        plane = math.prod(-(-n // s) for n, s in zip(shape[1:], spec.stride(level)[1:], strict=True))
+        n_windows = max(1, slab_bytes // (window * 4 * 2 * spec.channels(level) * plane))
         result.append(window << (n_windows.bit_length() - 1))
     return tuple(result)
-
-
-def row_bytes(spec: UNetSpec, shape: Sequence[int], level: int, channels: int, itemsize: int = 4) -> int:
-    """Return the bytes of a row of features that enter a level."""
-    plane = math.prod(-(-n // s) for n, s in zip(shape[1:], spec.stride(level)[1:], strict=True))
-    return itemsize * channels * plane
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,8 @@ class UNet(nn.Module):
             If the network does not take images of shape S.
         """
         self.spec.output_shape(image_BCS.shape[2:])
-        # One name holds the newest features, and layers are called one by one: what a layer has
-        # read is freed before the next one runs (`unetflow.forward_memory` counts on it).
+        # One name holds the newest features, and layers are called one by one: without gradients, what a
+        # layer has read is freed before the next one runs.
         features = image_BCS
         skips = []
         for level, convolutions in enumerate(self.contract):
