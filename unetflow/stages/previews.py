@@ -125,7 +125,7 @@ def draw_weight(truth: Truth, weights: Volume, crop: Box) -> Panels:
     layers = _numbered(truths, truth.is_multilabel)
     weight = weights.read(crop).reshape(-1, *plane).max(0)
     whole = Box.of_shape(plane)
-    title = f"{_name(item)}   {_where(item.raw.grid_axes, crop.shift(item.offset))}"
+    title = f"{_name(item)}   {where(item.raw.grid_axes, crop.shift(item.offset))}"
     panels = Panels(title, plane, _aspect(item.raw))
     panels.add("raw", image)
     panels.add("truth", overlay(image, layers, whole, is_ids=is_ids))
@@ -166,7 +166,7 @@ def _patch_title(item: Item, number: int, place: int, field: Field) -> str:
     centre = np.add(np.unravel_index(place, item.labels.shape), item.offset)
     here = Box.of_shape((1,) * len(centre)).shift(centre.tolist())
     scaled = f"   scaled by {field.factor:.2f} against folding" if field.was_scaled else ""
-    return f"patch {number}   {_name(item)}   around {_where(item.raw.grid_axes, here)}{scaled}"
+    return f"patch {number}   {_name(item)}   around {where(item.raw.grid_axes, here)}{scaled}"
 
 
 def _middle(array: Array, dims: int) -> Array:
@@ -202,13 +202,13 @@ def _name(item: Item) -> str:
     return f"{Path(item.data.raw).name}, {item.title}"
 
 
-def _where(axes: str, box: Box) -> str:
-    """Name the box of a plane or a voxel.
+def where(axes: str, box: Box, to: str = ":") -> str:
+    """Name the box of a plane or a voxel; ``to`` stands between the first voxel and the end of a range.
 
     Examples
     --------
-    >>> _where("zyx", Box((4, 0, 0), (5, 60, 60)))
+    >>> where("zyx", Box((4, 0, 0), (5, 60, 60)))
     'z 4, y 0:60, x 0:60'
     """
     along = zip(axes, box.start, box.stop, strict=True)
-    return ", ".join(f"{letter} {a}" + (f":{b}" if b > a + 1 else "") for letter, a, b in along)
+    return ", ".join(f"{letter} {a}" + (f"{to}{b}" if b > a + 1 else "") for letter, a, b in along)

@@ -11,9 +11,10 @@ from unetflow.stages import report_page as page
 from unetflow.stages.kept_scores import Evaluation, read_scores
 from unetflow.stages.output_arrays import image_names, levels_of
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.previews import where
 from unetflow.stages.report_blocks import Blocks, fold_blocks
 from unetflow.stages.report_plots import timeline
-from unetflow.stages.report_previews import Sight, middle_detail, raw_levels, where, worst_window
+from unetflow.stages.report_previews import DASH, Sight, middle_detail, raw_levels, worst_window
 from unetflow.stages.request import Record
 
 Html = page.Html
@@ -214,7 +215,7 @@ def _slowest(request: dict[str, Any], blocks: Blocks) -> Html:
         place: Html = ""
         if number < len(pieces):
             index, here = pieces.locate(number)
-            place = page.text(f"{names[index]} ".lstrip() + where(images[names[index]]["axes"], here.inner))
+            place = page.text(f"{names[index]} ".lstrip() + where(images[names[index]]["axes"], here.inner, DASH))
         times = page.number(round(took / blocks.mean, 2), "×") if blocks.mean else ""
         rows.append([page.number(number), place, page.seconds(took), times, page.text(worker)])
     return page.table(

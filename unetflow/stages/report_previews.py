@@ -15,6 +15,7 @@ import numpy.typing as npt
 from unetflow.errors import InputError
 from unetflow.geometry import Box, Shape
 from unetflow.stages.output_arrays import Levels
+from unetflow.stages.previews import where
 
 if TYPE_CHECKING:
     from unetflow.stages.panels import Picture
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Shown = list[tuple[str, str]]  # title, data URI
 
+DASH = "–"  # between the ends of a range, where people read it
 _OVERVIEW, _DETAIL = 640, 256  # pixels of the longer side, at most
 _SEARCHED = 2**24  # voxels of a block that is looked through for its worst window
 _QUALITY = 84
@@ -58,7 +60,7 @@ class Sight:
         volume = levels[level]
         box = _middle(volume.shape, _OVERVIEW)
         factor = [round(a / b) for a, b in zip(self.top.shape, volume.shape, strict=True)]
-        place = f"the middle plane, {where(volume.grid_axes, box)}"
+        place = f"the middle plane, {where(volume.grid_axes, box, DASH)}"
         return self._shown(box, level, factor), place + (f" of level {level}" if level else "")
 
     def detail(self, box: Box, truth: tuple[Volume, Shape, bool] | None = None) -> tuple[Shown, str]:
@@ -74,7 +76,7 @@ class Sight:
             layer = _plane(labels.read(box.shift(offset).intersect(labels.box)))
             base = self._grey(box, 0, [1] * box.ndim)
             shown.insert(1, ("truth", encode(_overlaid(base, layer, is_ids=is_ids))))
-        return shown, where(self.top.grid_axes, box)
+        return shown, where(self.top.grid_axes, box, DASH)
 
     def _shown(self, box: Box, level: int, factor: Sequence[int]) -> Shown:
         from unetflow.stages.panels import grey
@@ -150,18 +152,6 @@ def _middle(shape: Shape, most: int) -> Box:
 
 def _middle_of(box: Box) -> Box:
     return _middle(box.shape, 2**12).shift(box.start)
-
-
-def where(axes: str, box: Box) -> str:
-    """Name a place.
-
-    Examples
-    --------
-    >>> where("zyx", Box((4, 0, 0), (5, 60, 60)))
-    'z 4, y 0–60, x 0–60'
-    """
-    along = zip(axes, box.start, box.stop, strict=True)
-    return ", ".join(f"{letter} {a}" + (f"–{b}" if b > a + 1 else "") for letter, a, b in along)
 
 
 def _plane(voxels: Array) -> Array:
