@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import ndimage
+from whole_labels import whole_labels
 
 from unetflow.numerics.labelling import join, label_block, slab_pairs
 
@@ -22,30 +22,12 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     return rng.random(shape) < draw(st.sampled_from([0.2, 0.4, 0.6]))
 
 
-def oracle(mask: np.ndarray, linked: tuple[bool, ...], connectivity: str, min_size: int) -> np.ndarray:
-    """Label the whole volume with SciPy, drop small components, number by first voxel."""
-    structure = ndimage.generate_binary_structure(mask.ndim, 1 if connectivity == "face" else mask.ndim)
-    for axis, is_linked in enumerate(linked):
-        if not is_linked:
-            moved = np.moveaxis(structure, axis, 0)
-            moved[0], moved[2] = False, False
-    labels, _ = ndimage.label(mask, structure)
-    result = np.zeros(mask.shape, np.uint64)
-    n = 0
-    for label in dict.fromkeys(labels[labels > 0].tolist()):
-        component = labels == label
-        if component.sum() >= min_size:
-            n += 1
-            result[component] = n
-    return result
-
-
 @pytest.mark.parametrize("connectivity", ["face", "full"])
 def test_a_block_s_fragments_are_scipys_numbered_by_first_voxel_in_any_memory_layout(connectivity: str) -> None:
     @given(masks(), st.data())
     def check(mask: np.ndarray, data: st.DataObject) -> None:
         linked = data.draw(st.tuples(*[st.sampled_from([True, True, False])] * mask.ndim))
-        expected = oracle(mask, linked, connectivity, 0)
+        expected = whole_labels(mask, linked, connectivity, 0)
         for layout in (mask, np.asfortranarray(mask), mask.astype(np.int16) * 3):
             fragments, first, sizes = label_block(layout, linked, connectivity)
             np.testing.assert_array_equal(fragments, expected)

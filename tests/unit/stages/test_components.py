@@ -12,7 +12,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import ndimage
+from whole_labels import whole_labels
 
 from unetflow.errors import StageError
 from unetflow.geometry import BlockGrid, Box
@@ -27,28 +27,6 @@ def masks(draw: st.DrawFn) -> np.ndarray:
     shape = draw(hnp.array_shapes(min_dims=ndim, max_dims=ndim, min_side=2, max_side=(12, 7, 4)[ndim - 2]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return rng.random(shape) < draw(st.sampled_from([0.2, 0.4, 0.6]))
-
-
-def neighbours(linked: tuple[bool, ...], connectivity: str) -> np.ndarray:
-    structure = ndimage.generate_binary_structure(len(linked), 1 if connectivity == "face" else len(linked))
-    for axis, is_linked in enumerate(linked):
-        if not is_linked:
-            moved = np.moveaxis(structure, axis, 0)
-            moved[0], moved[2] = False, False
-    return structure
-
-
-def oracle(mask: np.ndarray, linked: tuple[bool, ...], connectivity: str, min_size: int) -> np.ndarray:
-    """Label the whole volume with SciPy, drop small components, number by first voxel."""
-    labels, _ = ndimage.label(mask, neighbours(linked, connectivity))
-    result = np.zeros(mask.shape, np.uint32)
-    n = 0
-    for label in dict.fromkeys(labels[labels > 0].tolist()):
-        component = labels == label
-        if component.sum() >= min_size:
-            n += 1
-            result[component] = n
-    return result
 
 
 def write(path: Path, data: np.ndarray, block: tuple[int, ...], dtype: str, axes: str) -> Any:
@@ -93,7 +71,7 @@ def test_any_cut_gives_scipys_components_voxel_for_voxel(connectivity: str) -> N
         with tempfile.TemporaryDirectory() as folder:
             options = {"connectivity": connectivity, "min_size": min_size}
             [found] = label(Path(folder), [mask], block, linked, **options)
-        np.testing.assert_array_equal(found, oracle(mask, linked, connectivity, min_size))
+        np.testing.assert_array_equal(found, whole_labels(mask, linked, connectivity, min_size))
 
     check()
 
@@ -104,14 +82,14 @@ def test_a_snake_through_all_slabs_and_back_is_one_object(tmp_path: Path) -> Non
     mask[-1, :9], mask[0, 8:] = 1, 1  # joined in the last slab, and in the first
     mask[5, 6] = 1
     [found] = label(tmp_path, [mask], (3, 5, 4), (True,) * 3)
-    np.testing.assert_array_equal(found, oracle(mask > 0, (True,) * 3, "face", 0))
+    np.testing.assert_array_equal(found, whole_labels(mask > 0, (True,) * 3, "face", 0))
 
 
 def test_a_collection_is_numbered_image_by_image(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     found = label(tmp_path, [m := rng.random((20, 30)) < 0.5, ~m, m[:7, :9]], (6, 8), (True, True))
     for ids, mask in zip(found, (m, ~m, m[:7, :9]), strict=True):
-        np.testing.assert_array_equal(ids, oracle(mask, (True, True), "face", 0))
+        np.testing.assert_array_equal(ids, whole_labels(mask, (True, True), "face", 0))
 
 
 def test_what_touches_the_border_or_is_too_large_can_be_dropped(tmp_path: Path) -> None:
@@ -141,4 +119,4 @@ def test_more_objects_than_a_target_counts_ask_for_a_wider_one(tmp_path: Path) -
                     label_volumes(work, (job,), is_foreground, **options)
             else:
                 assert label_volumes(work, (job,), is_foreground, widen=widen, **options) == [400]
-    np.testing.assert_array_equal(zarr.open_array(folder / "wide")[:], oracle(mask > 0, (True, True), "face", 0))
+    np.testing.assert_array_equal(zarr.open_array(folder / "wide")[:], whole_labels(mask > 0, (True, True), "face", 0))
