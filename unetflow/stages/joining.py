@@ -131,8 +131,7 @@ def publish_numbers(pieces: Pieces, index: int, found: OpenFragments, numbered: 
         if len(own.keys) == 0:
             continue
         whole = np.concatenate([found.joined.read(int(n))[0] for n in own.blocks])
-        given = [numbered.read(int(n)) + np.array([[int(n) << KEY_BITS], [0]]) for n in own.blocks]
-        told = np.concatenate(given, axis=1)
+        told = np.concatenate([_of_open(numbered, n, keys[0]) for n, keys in own.split(own.keys[None])], axis=1)
         at, is_told = _find(told[0], own.keys)
         firsts = np.concatenate([firsts, whole[is_told]])
         numbers = np.concatenate([numbers, told[1, at[is_told]]])
@@ -146,6 +145,13 @@ def publish_numbers(pieces: Pieces, index: int, found: OpenFragments, numbered: 
         # A component that is not in this slab is in no later one: what is connected has no gaps.
         firsts, at = np.unique(whole[is_kept], return_index=True)
         numbers = result[is_kept][at]
+
+
+def _of_open(numbered: Rows, block: int, keys: Integers) -> Integers:
+    """Read keys and numbers of the components that start in a block, of its open fragments (sorted keys) alone."""
+    row = numbered.read(block) + np.array([[block << KEY_BITS], [0]])
+    told: Integers = row[:, _find(keys, row[0])[1]]
+    return told
 
 
 def _slabs(pieces: Pieces, index: int) -> list[range]:
