@@ -120,7 +120,9 @@ def _run_on_cluster(
 
     deadline, is_walltime = _deadline(common.deadline)
     name, options = cluster_of(common)
-    logs = common.settings().run_folder / "logs" if keeps_logs else None
+    settings = common.settings()
+    logs = settings.run_folder / "logs" if keeps_logs else None
+    block_seconds = 60 * settings.cluster.block_minutes
     with stop_on_signals() as should_stop:
         watch = LastStart(make_progress(quiet=common.quiet), should_stop, deadline, is_walltime=is_walltime)
         try:
@@ -129,16 +131,9 @@ def _run_on_cluster(
             ) as client:
                 if client is not None and wants_gpu is not None:
                     client = for_stage(client, wants_gpu=wants_gpu)
-                return work(Conditions(client, watch, watch, deadline, block_seconds=_block_seconds(common)))
+                return work(Conditions(client, watch, watch, deadline, block_seconds=block_seconds))
         finally:
             _tell_script(watch.n_recorded + TrainingDisplay.n_saved)
-
-
-def _block_seconds(common: Common) -> float:
-    """Return how long a worker may take for a block: that of the project file, if one is read."""
-    from unetflow.settings import load_settings
-
-    return 60 * load_settings(common.config, common.sets or ()).cluster.block_minutes
 
 
 def _tell_script(n_recorded: int) -> None:
