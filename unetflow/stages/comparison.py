@@ -181,23 +181,22 @@ class Tally:
 
         place = (report["image"], *(report["section"] if self.sections else ()))
         tables = [Contingency.from_json(record) for record in report["classes"]]
-        self._rank(number, report, tables)
+        objects = Contingency.from_json(report["objects"]) if "objects" in report else None
+        self._rank(number, tables, objects)
         old = self.classes.get(place)
         self.classes[place] = tables if old is None else [add(a, b) for a, b in zip(old, tables, strict=True)]
-        if "objects" in report:
-            table = Contingency.from_json(report["objects"])
-            self.objects[place] = add(self.objects[place], table) if place in self.objects else table
+        if objects is not None:
+            self.objects[place] = add(self.objects[place], objects) if place in self.objects else objects
         if "warping" in report:
             self.warping[place].append(report["warping"])
 
-    def _rank(self, number: int, report: Report, tables: list[Any]) -> None:
+    def _rank(self, number: int, tables: list[Any], objects: Any) -> None:
         """Keep the blocks with the most voxels that are wrong: in objects, where there are any."""
-        from unetflow.numerics.contingency import Contingency
         from unetflow.numerics.metrics import unmatched_voxels
 
         wrong = sum(int(t.counts[t.pairs[:, 0] != t.pairs[:, 1]].sum()) for t in tables)
-        if "objects" in report:
-            wrong = unmatched_voxels(Contingency.from_json(report["objects"]))
+        if objects is not None:
+            wrong = unmatched_voxels(objects)
         self.wrong = sorted([*self.wrong, (-wrong, number)])[:_N_WORST]
         n_true = sum(int(t.counts[t.pairs[:, 1] > 0].sum()) for t in tables)
         if n_true:
