@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from unetflow.errors import InputError
 from unetflow.geometry import Block, BlockGrid, Box
 from unetflow.stages.outputs import Levels, Output
 from unetflow.stages.pieces import Pieces
-from unetflow.stages.predict import PredictBlock
+from unetflow.stages.predict import PredictBlock, quantise
 from unetflow.stages.pyramid import pool, slabs
 from unetflow.stages.verify_rules import Array, Flags, ObjectRule, wrong_classes, wrong_probabilities
 from unetflow.stages.work import Report
@@ -109,7 +109,7 @@ class CheckBlock:
         if output.probabilities:
             stored = output.probabilities[0].read(box)
             wrong = wrong_probabilities(stored, p, is_bf16=is_bf16)
-            yield from self._told(output.probabilities[0], box, wrong, stored, _rounded(p, stored.dtype))
+            yield from self._told(output.probabilities[0], box, wrong, stored, quantise(p, stored.dtype.name))
         head, is_many = self.predict.tilings[index].spec.head, len(output.classes) > 1
         for channel, (levels, expected) in enumerate(zip(output.classes, predicted.classes, strict=True)):
             stored = levels[0].read(box)
@@ -160,10 +160,6 @@ class CheckBlock:
             "stored": stored[here].item(),
             told: expected[here].item(),
         }
-
-
-def _rounded(p: Array, dtype: np.dtype[Any]) -> Array:
-    return np.rint(p * np.float32(255)).astype(np.uint8) if dtype == np.uint8 else p.astype(dtype)
 
 
 def unrounded(outputs: Sequence[Output]) -> tuple[Output, ...]:
