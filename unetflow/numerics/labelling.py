@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 
+from unetflow.geometry import Box
+
 Array = npt.NDArray[Any]
 Fragments = npt.NDArray[np.uint32]
 Integers = npt.NDArray[np.int64]
@@ -165,6 +167,20 @@ def join(n: int, pairs: npt.NDArray[np.integer[Any]]) -> Integers:
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     order = np.argsort(np.argsort(first))
     return np.asarray(order[inverse], np.int64)
+
+
+def first_in_volume(first: Integers, box: Box, volume_shape: Sequence[int]) -> Integers:
+    """Turn indices (C order) in a box into those in the volume.
+
+    Examples
+    --------
+    >>> first_in_volume(np.array([1, 3]), Box((0, 10), (2, 13)), (2, 100)).tolist()
+    [11, 110]
+    """
+    index = np.zeros(len(first), np.int64)
+    for position, start, length in zip(np.unravel_index(first, box.shape), box.start, volume_shape, strict=True):
+        index = index * length + position + start
+    return index
 
 
 def relabel(fragments: Fragments, numbers: Array) -> Array:

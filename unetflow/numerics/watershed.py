@@ -30,6 +30,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from unetflow.geometry import Box
+from unetflow.numerics.labelling import first_in_volume
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -187,10 +188,7 @@ def object_table(ids: Array, box: Box, volume_shape: Sequence[int]) -> tuple[Int
     found, begin, inverse = np.unique(flat[starts], return_index=True, return_inverse=True)
     sizes = np.zeros(len(found), np.int64)
     np.add.at(sizes, inverse.reshape(-1), lengths)
-    index = np.zeros(len(found), np.int64)
-    positions = np.unravel_index(starts[begin], ids.shape)
-    for position, start, length in zip(positions, box.start, volume_shape, strict=True):
-        index = index * length + position + start
+    index = first_in_volume(starts[begin], box, volume_shape)
     is_object = found > 0
     return found[is_object].astype(np.int64), index[is_object], sizes[is_object]
 

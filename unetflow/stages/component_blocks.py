@@ -12,7 +12,7 @@ import numpy.typing as npt
 from unetflow.geometry import Block, Box
 from unetflow.stages.joining import KEY_BITS
 from unetflow.stages.pieces import Pieces
-from unetflow.stages.tables import Rows
+from unetflow.stages.tables import Rows, scratch_array
 
 if TYPE_CHECKING:
     from unetflow.stages.components import Labelling
@@ -53,18 +53,13 @@ def face_arrays(path: str, job: Labelling) -> dict[int, Volume]:
     It holds the first and the last plane of each block along that axis, side by side, so that a
     slab over a face is two planes of it.
     """
-    from unetflow.storage.store import find_node
-    from unetflow.storage.volume import create_array, open_volume
-
     found = {}
     for axis, is_linked in enumerate(job.linked):
         if is_linked and job.grid.counts[axis] > 1:
             shape, chunk = list(job.grid.domain.shape), list(job.grid.block_shape)
             shape[axis], chunk[axis] = 2 * job.grid.counts[axis], 2
-            name, axes = f"{path}-{axis}", job.fragments.axes
-            if find_node(name) is None:
-                create_array(name, axes=axes, shape=shape, dtype="uint32", chunk=chunk)
-            found[axis] = open_volume(name, axes=axes)
+            axes = job.fragments.axes
+            found[axis] = scratch_array(f"{path}-{axis}", axes=axes, shape=shape, dtype="uint32", chunk=chunk)
     return found
 
 
@@ -82,20 +77,19 @@ class LabelBlock:
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
-        from unetflow.numerics.labelling import at_faces, label_block
+        from unetflow.numerics.labelling import at_faces, first_in_volume, label_block
 
         index, here = self.pieces.locate(block.number)
         job = self.jobs[index]
         labelled = label_block(self.foreground(job.source, here.inner), job.linked, self.connectivity)
         fragments, first, sizes = labelled
-        if len(first):
-            job.fragments.write(here.inner, fragments)
-            border = np.zeros(len(first), np.int64)
-            border[at_faces(fragments, _border(job, here.inner)) - 1] = 1
-            self.table.write(block.number, np.stack([first, sizes, border]))
         if not len(first):
             return {"open": 0}
-        ids = at_faces(fragments, _inner_faces(job, here.inner))
+        job.fragments.write(here.inner, fragments)
+        border = np.zeros(len(first), np.int64)
+        border[at_faces(fragments, _faces(job, here.inner, are_ends=True)) - 1] = 1
+        self.table.write(block.number, np.stack([first, sizes, border]))
+        ids = at_faces(fragments, _faces(job, here.inner, are_ends=False))
         if len(ids):
             self._store_planes(index, here, fragments)
             places = first_in_volume(first[ids - 1], here.inner, job.grid.domain.shape)
@@ -201,14 +195,6 @@ class RelabelBlock:
         return {}
 
 
-def first_in_volume(first: Integers, box: Box, volume_shape: tuple[int, ...]) -> Integers:
-    """Turn an index (C order) in a box into that in the volume."""
-    index = np.zeros(len(first), np.int64)
-    for position, start, length in zip(np.unravel_index(first, box.shape), box.start, volume_shape, strict=True):
-        index = index * length + position + start
-    return index
-
-
 def _at(box: Box, axis: int, start: int, length: int) -> Box:
     """Return the box with another range along an axis."""
     return Box(
@@ -217,23 +203,13 @@ def _at(box: Box, axis: int, start: int, length: int) -> Box:
     )
 
 
-def _inner_faces(job: Labelling, inner: Box) -> list[tuple[int, bool]]:
-    """Return the faces of a block behind which its objects may go on."""
+def _faces(job: Labelling, inner: Box, *, are_ends: bool) -> list[tuple[int, bool]]:
+    """Return the faces of a block that are the volume's, or those behind which its objects may go on."""
     return [
         (axis, is_far)
         for axis, is_linked in enumerate(job.linked)
         for is_far in (False, True)
-        if is_linked and not _is_end(job, inner, axis, is_far)
-    ]
-
-
-def _border(job: Labelling, inner: Box) -> list[tuple[int, bool]]:
-    """Return the faces of a block that are the volume's."""
-    return [
-        (axis, is_far)
-        for axis, is_linked in enumerate(job.linked)
-        for is_far in (False, True)
-        if is_linked and _is_end(job, inner, axis, is_far)
+        if is_linked and _is_end(job, inner, axis, is_far) == are_ends
     ]
 
 

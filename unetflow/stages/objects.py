@@ -14,6 +14,7 @@ from unetflow.stages.object_table import Measured, write_object_tables
 from unetflow.stages.outputs import widen_instances
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.stored import stored_only
+from unetflow.stages.tables import scratch_array
 from unetflow.stages.watershed import Flooding, flood_volumes, seed_depth, with_depths
 from unetflow.stages.work import private_place
 
@@ -131,12 +132,7 @@ def _cut(made: Plan, number: int) -> tuple[BlockGrid, tuple[bool, ...]]:
 
 def _scratch_array(path: str, like: Volume, dtype: str = "uint32") -> Volume:
     """Create, or find, a temporary array that is cut as another is."""
-    from unetflow.storage.store import find_node
-    from unetflow.storage.volume import create_array, open_volume
-
-    if find_node(path) is None:
-        create_array(
-            path, axes=like.axes, shape=like.shape, dtype=dtype, chunk=like.chunk, shard=like.shard,
-            voxel_size=like.voxel_size,
-        )  # fmt: skip
-    return open_volume(path, axes=like.axes)
+    return scratch_array(
+        path, axes=like.axes, shape=like.shape, dtype=dtype, chunk=like.chunk, shard=like.shard,
+        voxel_size=like.voxel_size,
+    )  # fmt: skip

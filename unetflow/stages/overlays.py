@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Box
+from unetflow.stages.panels import is_edge
 from unetflow.stages.pieces import Pieces
 
 if TYPE_CHECKING:
@@ -89,13 +90,7 @@ def _labels(pair: Pair, box: Box, *, is_truth: bool) -> Array:
 
 def _outline(labels: Array) -> npt.NDArray[np.bool_]:
     """Return the voxels of objects beside what is another label."""
-    is_edge = np.zeros(labels.shape, bool)
-    for axis in range(labels.ndim):
-        low, high = (np.moveaxis(is_edge, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
-        differs = np.diff(np.moveaxis(labels.astype(np.int64), axis, 0), axis=0) != 0
-        low |= differs
-        high |= differs
-    return is_edge & (labels > 0)
+    return is_edge(labels) & (labels > 0)
 
 
 def _window(wrong: npt.NDArray[np.bool_]) -> Box:

@@ -187,13 +187,13 @@ def overlay(image: Picture, layers: Array, box: Box, *, is_ids: bool) -> Picture
         values, index = np.unique(layer, return_inverse=True)
         colour = _colours(values, is_ids)[index.reshape(layer.shape)]
         is_object = layer > 0
-        edge = is_object & _is_edge(layer)
+        edge = is_object & is_edge(layer)
         for where, share in ((is_object & ~edge, 0.28), (edge, 0.9)):
             part[where] = (1 - share) * part[where] + share * colour[where]
     return result
 
 
-def _is_edge(layer: Array) -> npt.NDArray[np.bool_]:
+def is_edge(layer: Array) -> npt.NDArray[np.bool_]:
     """Say which pixels have a face neighbour of another value."""
     edge = np.zeros(layer.shape, bool)
     for axis in (0, 1):

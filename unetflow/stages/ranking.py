@@ -17,7 +17,7 @@ import numpy.typing as npt
 from unetflow.geometry import Block, BlockGrid, Box
 from unetflow.stages.gathering import Gatherer, buckets_of
 from unetflow.stages.pieces import Pieces, Some
-from unetflow.stages.tables import Rows, look_up, store_table
+from unetflow.stages.tables import Rows, look_up, scratch_array, store_table
 
 if TYPE_CHECKING:
     from unetflow.stages.work import Report, Work
@@ -123,14 +123,8 @@ def _grid(pieces: Pieces, index: int) -> BlockGrid:
 
 def _lines(path: str, grid: BlockGrid) -> Volume:
     """Create, or find, the array of starts in each line and block."""
-    from unetflow.storage.store import find_node
-    from unetflow.storage.volume import create_array, open_volume
-
-    axes = "tzyx"[-grid.domain.ndim :]
-    if find_node(path) is None:
-        shape = (*grid.domain.shape[:-1], grid.counts[-1])
-        create_array(path, axes=axes, shape=shape, dtype="uint32", chunk=(*grid.block_shape[:-1], 1))
-    return open_volume(path, axes=axes)
+    axes, shape = "tzyx"[-grid.domain.ndim :], (*grid.domain.shape[:-1], grid.counts[-1])
+    return scratch_array(path, axes=axes, shape=shape, dtype="uint32", chunk=(*grid.block_shape[:-1], 1))
 
 
 def _column(grid: BlockGrid, here: Block) -> Box:

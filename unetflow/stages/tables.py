@@ -27,6 +27,16 @@ BUCKET = 2**18
 _BUCKET_SHARD = BUCKET
 
 
+def scratch_array(path: str, *, axes: str, **described: Any) -> Volume:
+    """Create, or find, a temporary array; it is described as for `unetflow.storage.volume.create_array`."""
+    from unetflow.storage.store import find_node
+    from unetflow.storage.volume import create_array, open_volume
+
+    if find_node(path) is None:
+        return create_array(path, axes=axes, **described)
+    return open_volume(path, axes=axes)
+
+
 @dataclass(frozen=True)
 class Rows:
     """A row of whole numbers for each block: some columns, as many entries as it needs.
