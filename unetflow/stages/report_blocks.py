@@ -27,7 +27,6 @@ class Worker:
 
     blocks: int = 0
     seconds: float = 0.0
-    tiles: int = 0
     bytes_read: int = 0
     peak: int = 0
 
@@ -78,7 +77,6 @@ class Blocks:
             worker = self.workers[name]
             worker.blocks += 1
             worker.seconds += took
-            worker.tiles += report.get("tiles", 0)
             worker.bytes_read += report.get("fetched", 0)
             worker.peak = max(worker.peak, report.get("peak", 0))
             self.start = min(self.start or report["began"], report["began"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 from unetflow.errors import InputError
@@ -93,9 +94,10 @@ def _keys(
 
 def _pictures(record: Record, request: dict[str, Any], evaluations: list[Evaluation]) -> Html:
     names = image_names(record.out)
+    sight_of = cache(lambda name: _sight(record, request, name))
     parts = []
     for name in names[:_MOST_IMAGES]:
-        sight = _sight(record, request, name)
+        sight = sight_of(name)
         if not sight.arrays:
             continue
         title = f"{name}: " if name else ""
@@ -107,7 +109,7 @@ def _pictures(record: Record, request: dict[str, Any], evaluations: list[Evaluat
             parts.append(page.pictures(shown, f"{title}The middle at full resolution, {place}."))
     for key, said in (("worst", "Where most is wrong"), ("best", "Where least is wrong")):
         for at in (evaluations[-1]["places"][key] if evaluations else [])[:2]:
-            parts.append(_place(record, request, at, said))
+            parts.append(_place(sight_of(at["image"]), at, said))
     lead = f"{len(names)} images; the first {_MOST_IMAGES} are shown." if len(names) > _MOST_IMAGES else ""
     return page.section("Pictures", *parts, lead=lead)
 
@@ -121,10 +123,9 @@ def _sight(record: Record, request: dict[str, Any], name: str) -> Sight:
     return Sight(raw, start, arrays)
 
 
-def _place(record: Record, request: dict[str, Any], at: dict[str, Any], said: str) -> Html:
+def _place(sight: Sight, at: dict[str, Any], said: str) -> Html:
     from unetflow.storage.volume import open_volume
 
-    sight = _sight(record, request, at["image"])
     try:
         truth = open_volume(at["truth"], axes=at["truth_axes"])
     except (InputError, OSError):
@@ -179,17 +180,13 @@ def _asked(record: Record, request: dict[str, Any]) -> Html:
 
 def _course(record: Record, request: dict[str, Any], blocks: Blocks) -> Html:
     passes = record.ledger.value("passes") or {}
-    rows = [
-        [page.text(name), page.number(p["blocks"]), page.seconds(p["seconds"]), page.number(p["retries"])]
-        for name, p in passes.items()
-    ]
     drawn = timeline(blocks)
     n_workers = len(blocks.workers)
     seen = f"{blocks.n:,} blocks of the predict pass on {n_workers:,} worker{'s' * (n_workers != 1)}."
     caption = f"When workers computed: {seen} Gaps are waiting: for data, for other workers, or between two starts."
     return page.section(
         "How it went",
-        page.table(["pass", "blocks", "time", "retries"], rows, "Times add up over the starts that finished a pass."),
+        page.passes(passes, "Times add up over the starts that finished a pass."),
         page.plot(drawn, caption),
         _workers(blocks),
         _slowest(request, blocks),

@@ -144,6 +144,12 @@ def pictures(shown: Sequence[tuple[str, str]], caption: str, *, is_stacked: bool
     return f'<figure><div class="strip n{columns}">{one}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
+def passes(took: Mapping[str, Any], caption: str = "") -> Html:
+    """Return a table of what each pass of a stage took."""
+    rows = [[text(name), number(p["blocks"]), seconds(p["seconds"]), number(p["retries"])] for name, p in took.items()]
+    return table(["pass", "blocks", "time", "retries"], rows, caption)
+
+
 def folded_html(summary: str, content: Html) -> Html:
     """Return a part behind a line that opens it."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
@@ -151,4 +157,4 @@ def folded_html(summary: str, content: Html) -> Html:
 
 def folded(summary: str, content: str) -> Html:
     """Return long text behind a line that opens it."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(content)}</pre></details>"
+    return folded_html(summary, f"<pre>{escape(content)}</pre>")

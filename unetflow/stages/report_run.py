@@ -174,8 +174,4 @@ def _network(model: dict[str, Any]) -> Html:
 
 
 def _course(passes: dict[str, Any]) -> Html:
-    rows = [
-        [page.text(name), page.number(p["blocks"]), page.seconds(p["seconds"]), page.number(p["retries"])]
-        for name, p in passes.items()
-    ]
-    return page.section("How prepare went", page.table(["pass", "blocks", "time", "retries"], rows))
+    return page.section("How prepare went", page.passes(passes))
