@@ -16,11 +16,6 @@ from unetflow.stages.layout import choose_layout
 Source = str | os.PathLike[str] | npt.NDArray[Any]
 
 
-def is_path(source: Source) -> bool:
-    """Say whether a source is a path or URL, and no array."""
-    return isinstance(source, str | os.PathLike)
-
-
 def as_path(source: Source, folder: Path, name: str, axes: str | None = None) -> str:
     """Return the path of a source; an array is stored below ``folder`` first.
 

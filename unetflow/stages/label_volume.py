@@ -16,7 +16,7 @@ from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid, Box, Shape
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.holes import fill_holes as fill
-from unetflow.stages.in_memory import Source, as_path, is_path
+from unetflow.stages.in_memory import Source, as_path
 from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.stored import stored_only
@@ -97,10 +97,10 @@ def label_volume(
         raise InputError(f"connectivity must be face or full, got '{connectivity}'; use face")
     wanted = Wanted(threshold, connectivity, dims, link, min_size, fill_holes, _whole(chunk), _whole(shard))
     conditions = conditions or Conditions(client)
-    if is_path(source):
+    if isinstance(source, str | os.PathLike):
         if out is None:
             raise InputError(f"the labels of {source} need a place; name it with out")
-        return _label(os.fspath(source), os.fspath(out), axes, wanted, conditions, overwrite)  # type: ignore[arg-type]
+        return _label(os.fspath(source), os.fspath(out), axes, wanted, conditions, overwrite)
     with tempfile.TemporaryDirectory(prefix=".unetflow-label-", dir=".") as folder:
         path = as_path(source, Path(folder), "source", axes)
         target = str(Path(folder, "labels")) if out is None else os.fspath(out)
