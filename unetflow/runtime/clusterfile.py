@@ -93,7 +93,9 @@ def copy_cluster(name: str, folder: Path, *, overwrite: bool = False) -> list[Pa
         For an unknown name, or a file that is there already.
     """
     spec = read_cluster(name)
-    source = next(f for f in cluster_folders() if (f / f"{name}.toml").is_file())
+    source = next((f for f in cluster_folders() if (f / f"{name}.toml").is_file()), None)
+    if source is None:
+        raise InputError(f"what is copied is named {', '.join(known_clusters()[1:])}, got '{name}'; name one of these")
     script = {"slurm": "submit.sbatch", "pbs": "submit.pbs", "lsf": "submit.lsf"}.get(spec.kind)
     files = [source / f"{name}.toml", *([source / script] if script else [])]
     targets = [folder / file.name for file in files]

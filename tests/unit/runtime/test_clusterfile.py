@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unetflow.errors import InputError
-from unetflow.runtime.clusterfile import KINDS, cluster_folders, known_clusters, read_cluster
+from unetflow.runtime.clusterfile import KINDS, cluster_folders, copy_cluster, known_clusters, read_cluster
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,6 +65,15 @@ def test_a_wrong_file_is_refused_with_the_cure(tmp_path: Path, text: str, messag
 def test_an_unknown_cluster_is_refused_with_the_known_names(name: str) -> None:
     with pytest.raises(InputError, match="known names are none, address, cuda"):
         read_cluster(name)
+
+
+def test_what_has_no_file_of_ours_is_not_copied(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('kind = "local"\n')
+    for name in (str(mine), "tcp://10.0.0.1:8786"):
+        with pytest.raises(InputError, match=r"named address, cuda.*name one of these"):
+            copy_cluster(name, tmp_path / "here")
+    assert not (tmp_path / "here").exists()
 
 
 def test_importing_the_runtime_does_not_import_dask_or_rich() -> None:
