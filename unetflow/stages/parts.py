@@ -108,11 +108,23 @@ def take_over(ledger: Ledger, place: str, fingerprint: dict[str, Any], *, overwr
     if not names and not was_begun(place):
         return
     if not overwrite:
+        took = dict(ledger.value("passes") or {})
         for where in everywhere:
             with open_ledger(where, fingerprint) as part:
                 ledger.absorb(part)
+                took = _added(took, part.value("passes") or {})
+        ledger.set_value("passes", took)
         ledger.flush()
     folders.remove(store.join(place, FOLDER))
+
+
+def _added(took: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Add what a part's passes took to what others took; each part measures the volume for itself."""
+    result = dict(took)
+    for name, figures in more.items():
+        known = result.get(name, dict.fromkeys(figures, 0))
+        result[name] = {key: known[key] + figures[key] for key in figures}
+    return result
 
 
 @contextmanager

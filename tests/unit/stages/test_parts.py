@@ -77,6 +77,14 @@ def test_a_whole_run_takes_over_what_parts_did_and_parts_what_it_did(tmp_path: P
         assert part.before.value("created") is True
 
 
+def test_what_passes_took_is_added_up_over_parts(tmp_path: Path) -> None:
+    for part, seconds in (("1/2", 2.0), ("2/2", 3.0)):
+        with work(tmp_path, part) as open_part:
+            open_part.ledger.set_value("passes", {"predict": {"blocks": 4, "seconds": seconds, "retries": 1}})
+    with work(tmp_path) as whole:
+        assert whole.ledger.value("passes") == {"predict": {"blocks": 8, "seconds": 5.0, "retries": 2}}
+
+
 def test_a_whole_run_that_overwrites_forgets_parts(tmp_path: Path) -> None:
     with work(tmp_path, "1/2") as part:
         part.ledger.record("predict", 3, {})
