@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError, Interrupted
 from unetflow.runtime.clusterfile import ClusterSpec
+from unetflow.runtime.jobscript import log_folder_of
 from unetflow.runtime.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def wait_for_worker(client: Client, spec: ClusterSpec, logs: str | None = None) 
             if n_without > 1:
                 raise InputError(
                     f"a job must start a worker, and job {', '.join(jobs)} ended without one"
-                    f"{last_words(_folder(spec, logs), since)}; mend that, or look at the job's log"
+                    f"{last_words(log_folder_of(spec.options, logs), since)}; mend that, or look at the job's log"
                 )
         if now - told > TELL_SECONDS:
             told = now
@@ -96,7 +97,7 @@ def last_words(folder: Path | None, since: float) -> str:
 
 
 def _what_is_known(client: Client, spec: ClusterSpec, logs: str | None, since: float) -> str:
-    return _queue_says(client, spec) + last_words(_folder(spec, logs), since)
+    return _queue_says(client, spec) + last_words(log_folder_of(spec.options, logs), since)
 
 
 def _queue_says(client: Client, spec: ClusterSpec) -> str:
@@ -105,8 +106,3 @@ def _queue_says(client: Client, spec: ClusterSpec) -> str:
     if states:
         return "; job " + ", ".join(f"{number} is {state}" for number, state in states.items())
     return f"; its jobs are {', '.join(jobs)}" if jobs else ""
-
-
-def _folder(spec: ClusterSpec, logs: str | None) -> Path | None:
-    folder = spec.options.get("log_directory", logs)
-    return None if folder is None else Path(folder)

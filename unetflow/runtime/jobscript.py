@@ -23,6 +23,12 @@ PRELOAD = "unetflow.runtime.jobworker"
 _JOB = '"${SLURM_JOB_ID:-${PBS_JOBID:-${LSB_JOBID:-${JOB_ID:-0}}}}"'
 
 
+def log_folder_of(options: Mapping[str, Any], log_folder: str | None) -> Path | None:
+    """Return where the jobs' logs go: as the cluster file says, else ``log_folder``; None where nobody says."""
+    folder = options.get("log_directory", log_folder)
+    return None if folder is None else Path(os.path.expandvars(folder)).expanduser().absolute()
+
+
 def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
     """Turn a cluster file's options into dask-jobqueue's.
 
@@ -52,7 +58,8 @@ def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str,
         raise InputError(f"options.gpus must be 0 or 1, got {gpus}: a job is one worker with one GPU; raise workers")
     options["walltime"] = str(options["walltime"])
     times = worker_times(parse_walltime(spec.kind, options["walltime"]), spec.margin)
-    logs = options.pop("log_directory", log_folder)
+    folder = log_folder_of(options, log_folder)
+    options.pop("log_directory", None)
     directives = [*_gpu_directives(spec.kind, gpus), *options.pop("job_extra_directives", [])]
     arguments = [*_worker_arguments(times, gpus), *options.pop("worker_extra_args", [])]
     prologue = [*_prologue(times, environ), *options.pop("job_script_prologue", [])]
@@ -68,8 +75,7 @@ def job_options(spec: ClusterSpec, log_folder: str | None, environ: Mapping[str,
             **listening_options(options.get("interface"), options.get("scheduler_options", {})),
         },
     }
-    if logs is not None:
-        folder = Path(os.path.expandvars(logs)).expanduser().absolute()
+    if folder is not None:
         _refuse_unsafe("log_directory", str(folder))  # the run's folder may have such a name
         folder.mkdir(parents=True, exist_ok=True)
         _send_output(spec.kind, folder, result, directives, prologue)

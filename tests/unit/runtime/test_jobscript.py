@@ -10,7 +10,7 @@ import pytest
 from unetflow.errors import InputError
 from unetflow.runtime.clusterfile import ClusterSpec, read_cluster
 from unetflow.runtime.jobqueue import start_jobqueue, telling_job
-from unetflow.runtime.jobscript import job_options
+from unetflow.runtime.jobscript import job_options, log_folder_of
 
 JOB = {"cores": 8, "memory": "32GB", "walltime": "04:00"}
 
@@ -157,3 +157,12 @@ def test_a_missing_queue_is_told_before_anything_starts(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "")
     with ExitStack() as stack, pytest.raises(InputError, match="needs the command sbatch"):
         start_jobqueue(ClusterSpec("slurm", options=JOB), stack, None, {})
+
+
+def test_logs_are_looked_for_where_the_jobs_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = log_folder_of({"log_directory": "$HOME/logs"}, None)
+    assert folder == log_folder_of({}, "~/logs") == tmp_path / "logs"
+    assert log_folder_of({}, None) is None
+    options(log_directory="~/logs")
+    assert folder.is_dir()
