@@ -111,9 +111,9 @@ def run_ranks(
         return fn(Rank(emit=tell, should_stop=stopper, device=0 if names else None), **kwargs)
     call = pack((fn, kwargs))
     names_code = pack(accelerators) if accelerators else None
-    n_wanted, regather, shunned, n_restarts = count_coming(client), how.regather, set[str](), 0
+    n_wanted, shunned, n_restarts = count_coming(client), set[str](), 0
     while True:
-        workers = gather_workers(client, min(n_wanted, most), how.patience, regather, shunned)
+        workers = gather_workers(client, min(n_wanted, most), how.patience, how.regather, shunned, stopper)
         seats = choose_seats(survey(client, workers, names_code), most)
         if not seats:
             shunned |= restart(client, workers)

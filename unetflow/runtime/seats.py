@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,19 @@ def list_workers(client: Client) -> list[str]:
 
 
 def gather_workers(
-    client: Client, n_wanted: int, patience: float, regather: float, shunned: Collection[str]
+    client: Client,
+    n_wanted: int,
+    patience: float,
+    regather: float,
+    shunned: Collection[str],
+    should_stop: Callable[[], bool],
 ) -> list[str]:
     """Wait until ``n_wanted`` workers are there, but not longer than ``regather`` seconds once one is.
 
     Raises
     ------
     Interrupted
-        When none is there for ``patience`` seconds.
+        When none is there for ``patience`` seconds, or a stop is asked for meanwhile.
     """
     began = time.monotonic()
     while True:
@@ -55,6 +60,8 @@ def gather_workers(
         waited = time.monotonic() - began
         if len(found) >= n_wanted or (found and waited > regather):
             return found
+        if should_stop():
+            raise Interrupted("stopped while waiting for workers; the same command goes on")
         if waited > patience:
             raise Interrupted(f"no worker was there for {patience:.0f} s; the same command goes on")
         time.sleep(0.2)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from unetflow.errors import InputError, RankLost, StageError
+from unetflow.errors import InputError, Interrupted, RankLost, StageError
 from unetflow.runtime.rank import Place
 from unetflow.runtime.ranks import Rank, run_ranks
 from unetflow.runtime.rankwatch import _Heard, is_final
-from unetflow.runtime.seats import choose_seats
+from unetflow.runtime.seats import choose_seats, gather_workers
 
 
 def count_up(rank: Rank, *, steps: int) -> int:
@@ -94,3 +94,14 @@ def test_silence_is_measured_against_the_longest_before(monkeypatch: pytest.Monk
     assert not after(609) and after(2)  # ten times the 61 seconds of the step before
     heard.forgive(5)
     assert not heard.is_overdue
+
+
+def test_a_stop_is_heard_while_workers_are_awaited() -> None:
+    class Nobody:
+        status = "running"
+
+        def nthreads(self) -> dict[str, int]:
+            return {}
+
+    with pytest.raises(Interrupted, match="stopped while waiting"):
+        gather_workers(Nobody(), 1, 600.0, 20.0, (), lambda: True)  # type: ignore[arg-type]
