@@ -48,6 +48,7 @@ class Watchdog:
 
     def why_ended(self, worker: str) -> str:
         """Return why this watchdog ended a worker, or an empty string."""
+        self._ended_at.pop(worker, None)  # it is gone: what comes back at this address is another one
         return self._why.get(worker, "")
 
     def look(self, sent_at: Mapping[Any, float]) -> None:
