@@ -8,7 +8,6 @@ for volumes that have to be whole.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from unetflow.errors import InputError
 from unetflow.geometry import Box
 from unetflow.memory import format_bytes
+from unetflow.stages.machine import memory_of_computer
 from unetflow.stages.work import Conditions
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _memory_of_a_worker(conditions: Conditions) -> int:
         limits = [w["memory_limit"] for w in workers if w.get("memory_limit")]
         if limits:
             return int(min(limits))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_of_computer()
 
 
 def count_missing(volume: Volume, box: Box | None = None, *, policy: str = "fill") -> int | None:

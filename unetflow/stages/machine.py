@@ -45,10 +45,10 @@ def find_machine() -> Machine:
         if torch.cuda.is_available():
             about = torch.cuda.get_device_properties(0)
             return Machine(int(about.total_memory), cores, about.name)
-    return Machine(_memory(), cores)
+    return Machine(memory_of_computer(), cores)
 
 
-def _memory() -> int:
+def memory_of_computer() -> int:
     """Return the computer's memory, or what a container may have of it."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP.read_text().strip() if _CGROUP.exists() else "max"
