@@ -218,7 +218,7 @@ class Pass:
             logger.warning("%s: the store is away (%s); again in %.0f s", self.name, failure.error, self._outage.wait)
             self._outage.wait = min(MAX_WAIT, 2 * self._outage.wait)
             self.dispatch.hold_until = self._outage.hold_until
-        self._send_again(replace(attempt, blocks=(block,), ready_at=self._outage.hold_until))
+        self._send_again(replace(attempt, blocks=(block,), ready_at=self._outage.hold_until, ahead=None))
         return True
 
     def _send_again(self, attempt: Attempt) -> None:

@@ -80,7 +80,8 @@ def segment(
     made = plan(settings, volume, model=model, out=out, roi=roi, mask=mask, axes=axes)
     refuse_foreign(made.out, "segment", overwrite=overwrite)
     refuse_large_chunks([image.volume for image in made.images], conditions)
-    missing = made.missing()
+    # A part tells no figure: it lists the volume only where that may refuse it.
+    missing = made.missing() if part is None or settings.segment.missing == "refuse" else {}
     prints = fingerprint(made, tta=settings.segment.tta)
     chosen = None if part is None else Part.parse(part)
     request = record_request(made, volume, mask, axes)

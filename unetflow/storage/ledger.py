@@ -251,12 +251,11 @@ def peek_ledger(folder: str | os.PathLike[str], fingerprint: Json) -> Ledger | N
     InputError
         If the ledger is of another fingerprint.
     """
-    ledger = Ledger(journal_of(folder))
-    first = ledger._load(mend=False)
-    if first is None:
+    found = read_ledger(folder)
+    if found is None:
         return None
-    require_same(first.get("fingerprint") or {}, json.loads(json.dumps(fingerprint)), os.fspath(folder))
-    return ledger
+    require_same(found[0], json.loads(json.dumps(fingerprint)), os.fspath(folder))
+    return found[1]
 
 
 def read_ledger(folder: str | os.PathLike[str]) -> tuple[Json, Ledger] | None:
