@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from unetflow.row_stream import planes, rows_held, slab_rows
+from unetflow.row_stream import Planes, planes, rows_held, slab_rows
 
 if TYPE_CHECKING:
     from unetflow.architecture import UNetSpec
@@ -46,13 +46,13 @@ def forward_bytes(spec: UNetSpec, shape: Shape, *, itemsize: Literal[2, 4] = 4, 
     246
     """
     ends = 4 * (spec.in_channels * math.prod(shape) + spec.out_channels * math.prod(spec.output_shape(shape)))
-    return ends + _held_bytes(spec, shape, itemsize, slab_bytes) + _passing_bytes(spec, shape, itemsize, slab_bytes)
+    slabs, plane = slab_rows(spec, shape, slab_bytes), planes(spec, shape)
+    return ends + itemsize * (_held(spec, shape[0], slabs, plane) + _passing(spec, shape[0], slabs, plane))
 
 
-def _held_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) -> int:
-    """Return the bytes of all buffers of rows."""
-    held = rows_held(spec, shape[0], slab_rows(spec, shape, slab_bytes))
-    plane = planes(spec, shape)
+def _held(spec: UNetSpec, n_rows: int, slabs: Shape, plane: Planes) -> int:
+    """Return the values in all buffers of rows."""
+    held = rows_held(spec, n_rows, slabs)
     width = 2 if spec.skip == "concat" else 1
     total = 0
     for level in range(spec.depth + 1):
@@ -63,22 +63,21 @@ def _held_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) ->
             total += _volume(held.join[level], plane.join[level], (width * channels, channels, channels))
             total += held.skips[level] * plane.contract[level][-1] * channels
             total += held.ups[level] * plane.join[level][0] * spec.channels(level + 1)
-    return itemsize * total
+    return total
 
 
 def _volume(rows: tuple[int, ...], plane: tuple[int, ...], channels: tuple[int, ...]) -> int:
     return sum(math.prod(numbers) for numbers in zip(rows, plane, channels, strict=False))
 
 
-def _passing_bytes(spec: UNetSpec, shape: Shape, itemsize: int, slab_bytes: int) -> int:
-    """Return the bytes of what a slab makes on its way: features at every level, and the weights in oneDNN's order."""
-    plane = planes(spec, shape)
+def _passing(spec: UNetSpec, n_rows: int, slabs: Shape, plane: Planes) -> int:
+    """Return the values that a slab makes on its way: features at every level, and the weights in oneDNN's order."""
     features = []
-    for level, n in enumerate(slab_rows(spec, shape, slab_bytes)):
-        rows = min(n, -(-shape[0] // spec.stride(level)[0]))
-        features.append(itemsize * rows * plane.contract[level][1] * spec.channels(level))
+    for level, n in enumerate(slabs):
+        rows = min(n, -(-n_rows // spec.stride(level)[0]))
+        features.append(rows * plane.contract[level][1] * spec.channels(level))
     kernel = max(math.prod(kernel) * spec.channels(level) ** 2 for level, kernel in enumerate(spec.kernel))
-    return sum(features) + 2 * max(features) + itemsize * kernel
+    return sum(features) + 2 * max(features) + kernel
 
 
 def weight_bytes(spec: UNetSpec) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unetflow.nn.rows import Band, Chain, Resized, Transposed
-from unetflow.nn.unet import ResizeConvolution, UNet
+from unetflow.nn.unet import ResizeConvolution, UNet, crop
 from unetflow.row_stream import rows_held, skip_offsets, slab_rows
 
 
@@ -122,9 +122,7 @@ class RowStream:
         """Write rows from below, joined with those of their skip, to where the convolutions read."""
         n, skip, join = fine.shape[2], self._skips[level], self._join[level]
         start = self._joined[level] + self._offsets[level]
-        rows = skip.rows(start, start + n)
-        for axis, length in enumerate(fine.shape[3:], start=3):
-            rows = rows.narrow(axis, (rows.shape[axis] - length) // 2, length)
+        rows = crop(skip.rows(start, start + n), fine.shape[2:])
         if self.spec.skip == "concat":
             torch.cat([fine, rows], 1, out=join.room(n, fine, 2))
         else:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unetflow.geometry import Box, Shape
+from unetflow.stages.previews import middle
 
 if TYPE_CHECKING:
     from unetflow.architecture import UNetSpec
@@ -104,15 +105,15 @@ class ValidationPreviews:
         from unetflow.stages.panels import grey, overlay
 
         dims = len(self.margin)
-        plane = grey(_middle(image, dims))
+        plane = grey(middle(image, dims))
         truth, answer, chance = _layers(target, logits, self.head)
-        valid = _middle(weight.reshape(truth.shape) > 0, dims)
-        truth, answer = _middle(truth, dims), _middle(answer, dims)
+        valid = middle(weight.reshape(truth.shape) > 0, dims)
+        truth, answer = middle(truth, dims), middle(answer, dims)
         output = Box.of_shape(truth.shape[-2:]).shift(self.margin[-2:])
         return [
             plane,
             overlay(plane, truth, output, is_ids=False),
-            _placed(plane, _middle(chance[None], dims)[0], output),
+            _placed(plane, middle(chance[None], dims)[0], output),
             _errors(overlay(plane, answer, output, is_ids=False), truth, answer, valid, output),
         ]
 
@@ -143,11 +144,6 @@ def _layers(target: Array, logits: Array, head: str) -> tuple[Array, Array, Arra
     truth = target.reshape(logits.shape)
     numbers = np.arange(1, len(logits) + 1).reshape(-1, *(1,) * (logits.ndim - 1))
     return truth * numbers, (logits > 0) * numbers, chance.max(0)
-
-
-def _middle(array: Array, dims: int) -> Array:
-    """Return the middle plane of ``(C, [Z, ]Y, X)``."""
-    return array if dims == 2 else np.asarray(array[:, array.shape[1] // 2])
 
 
 def _placed(like: Picture, values: Array, box: Box) -> Picture:

@@ -144,10 +144,10 @@ def draw_patch(task: SampleBlock, number: int, volume: int, place: int) -> Panel
     from unetflow.stages.panels import Panels, grey, overlay
 
     truth = task.truths[volume]
-    image, target, weight = (_middle(array[0], len(task.patch_shape)) for array in task.store.read([number]))
+    image, target, weight = (middle(array[0], len(task.patch_shape)) for array in task.store.read([number]))
     still, field = task.draw_field(0, truth.item, still=True), task.draw_field(number, truth.item)
     start = task.start_of(volume, place, field)
-    before = _middle(task.make_patch(volume, place, still, start)[0], len(task.patch_shape))
+    before = middle(task.make_patch(volume, place, still, start)[0], len(task.patch_shape))
     if np.array_equal(before, image):
         field = still  # it would have left nothing that counts, so the patch was taken as it lies
     output = Box.of_shape(target.shape[-2:]).shift(task.margin[-2:])
@@ -169,7 +169,7 @@ def _patch_title(item: Item, number: int, place: int, field: Field) -> str:
     return f"patch {number}   {_name(item)}   around {where(item.raw.grid_axes, here)}{scaled}"
 
 
-def _middle(array: Array, dims: int) -> Array:
+def middle(array: Array, dims: int) -> Array:
     """Return the middle plane of ``([C, ][Z, ]Y, X)`` as ``(C, Y, X)``."""
     planes = array.reshape(-1, *array.shape[-dims:])
     return planes if dims == 2 else np.asarray(planes[:, planes.shape[1] // 2])
