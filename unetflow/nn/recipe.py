@@ -80,8 +80,9 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, got {self.ema}; use 0.999, or 0 for none")
         for name in ("steps", "batch_size", "accumulate", "patience"):
-            if (getattr(self, name) or 0) < 1 and (name != "patience" or self.patience is not None):
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; use 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}; use 1")
         learning_rate_at(self.schedule, 0, self.steps, self.learning_rate)
 
     @property

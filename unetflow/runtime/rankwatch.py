@@ -7,7 +7,6 @@ say that they lost another one (`unetflow.errors.RankLost`); the first is the ca
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 import uuid
@@ -24,7 +23,6 @@ from unetflow.runtime.seats import list_workers, restart
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-logger = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between two looks at the workers, and two questions whether to stop
 LAST_EVENTS = 10.0  # seconds to wait, after the result, for events still on their way

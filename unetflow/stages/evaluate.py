@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from unetflow.settings import Settings
     from unetflow.storage.volume import Volume
 
-log = logging.getLogger(__name__)
 
 LARGEST_SECTION = 8192**2
 

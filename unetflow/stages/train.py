@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from unetflow.runtime.rank import Rank
     from unetflow.settings import Settings
 
-log = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 10_000
 DEFAULT_LEARNING_RATE = 1e-3
