@@ -34,7 +34,7 @@ from report import write_report
 from unetflow.architecture import UNetSpec
 from unetflow.nn.augment import Augmentation
 from unetflow.nn.device import arithmetic, pick_device, pick_precision
-from unetflow.nn.group import Group, Meeting, join
+from unetflow.nn.group import Group
 from unetflow.nn.loop import train
 from unetflow.nn.loss import weighted_loss
 from unetflow.nn.optim import build_optimizer
@@ -44,6 +44,7 @@ from unetflow.nn.unet import UNet, training_format
 from unetflow.runtime.cluster import open_client
 from unetflow.runtime.environment import ALLOCATOR
 from unetflow.runtime.ranks import Rank, run_ranks
+from unetflow.stages.train import join_ranks
 
 SKIPPED = 2  # first steps of each round: caches and memory pools fill
 LOOP_BAR, RANKS_BAR, WAIT_BAR = 0.95, 1.7, 0.05
@@ -209,8 +210,7 @@ def loop_row(case: Case, rounds: int, steps: int) -> list[dict[str, str]]:
 
 def rank_steps(rank: Rank, *, case: Case, steps: int, threads: int) -> tuple[Clock, float]:
     """Time the loop in one of several ranks."""
-    meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
-    with join(rank.number, rank.world, torch.device("cpu"), meeting, rank.wait) as group:
+    with join_ranks(rank, torch.device("cpu")) as group:
         return time_loop(case, steps, threads=threads, group=group)
 
 

@@ -72,12 +72,11 @@ def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
 
 def train_on_gpus(rank: Any, *, folder: str, batch: int) -> dict[str, Any]:
     """Train on the GPU of a rank; return its losses."""
-    from unetflow.nn.group import Meeting, join
+    from unetflow.stages.train import join_ranks
 
     losses: list[float] = []
-    meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
     device = torch.device(f"cuda:{rank.device}")
-    with join(rank.number, rank.world, device, meeting, rank.wait) as group:
+    with join_ranks(rank, device) as group:
         train(
             rank_tasks.Squares(32, length=64),
             rank_tasks.Squares(8, seed=9, length=64),

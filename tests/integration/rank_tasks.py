@@ -18,10 +18,11 @@ from unetflow import failpoints
 from unetflow.architecture import UNetSpec
 from unetflow.nn import tensorfile
 from unetflow.nn.augment import Augmentation
-from unetflow.nn.group import Group, Meeting, join
+from unetflow.nn.group import Group
 from unetflow.nn.loop import train
 from unetflow.nn.recipe import Recipe
 from unetflow.runtime.ranks import Rank
+from unetflow.stages.train import join_ranks
 
 
 def count(folder: str | Path, what: str) -> int:
@@ -155,7 +156,6 @@ def train_squares(
 
     The rank ``deaf`` never hears by itself that it should stop.
     """
-    meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
     mark(folder, f"began{rank.number}")
     n_done = 0
 
@@ -168,7 +168,7 @@ def train_squares(
             mark(folder, "fault")
             FAULTS[fault](group)
 
-    with join(rank.number, rank.world, torch.device("cpu"), meeting, rank.wait) as group:
+    with join_ranks(rank, torch.device("cpu")) as group:
         heard = (lambda: False) if rank.number == deaf else rank.should_stop
         result = train_in(group, folder, spec, recipe, replace(rank, should_stop=heard), beat)
     return {"step": result.step, "is_stopped": result.is_stopped, "world": rank.world, "pid": os.getpid()}

@@ -19,6 +19,10 @@ from unetflow.stages.predicted import watch
 from unetflow.stages.work import Conditions, open_work, versions
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
     from unetflow.nn.group import Group
     from unetflow.nn.recipe import Recipe
     from unetflow.runtime.rank import Rank
@@ -204,12 +208,17 @@ def _provenance(made: Plan) -> dict[str, Any]:
 def train_rank(rank: Rank, *, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker, beside others; the loop itself is `unetflow.nn.loop.train`."""
     from unetflow.nn.device import pick_device
+
+    with join_ranks(rank, pick_device("cpu" if rank.device is None else f"cuda:{rank.device}")) as group:
+        return _train_in(group, rank, made, provenance)
+
+
+def join_ranks(rank: Rank, device: torch.device) -> AbstractContextManager[Group]:
+    """Meet the other ranks: see `unetflow.nn.group.join`."""
     from unetflow.nn.group import Meeting, join
 
-    device = pick_device("cpu" if rank.device is None else f"cuda:{rank.device}")
     meeting = rank.meeting and Meeting(*rank.meeting, own_host=rank.host, listener=rank.listener)
-    with join(rank.number, rank.world, device, meeting, rank.wait) as group:
-        return _train_in(group, rank, made, provenance)
+    return join(rank.number, rank.world, device, meeting, rank.wait)
 
 
 def _train_in(group: Group, rank: Rank, made: Plan, provenance: dict[str, Any]) -> dict[str, Any]:
