@@ -79,7 +79,7 @@ def propose(
         if labels is not None or axes is not None or voxel_size is not None:
             raise InputError("labels, axes and voxel size describe a raw volume, got none; name it first")
         return {}, {}
-    from unetflow.stages.look import Looks, find_kind, look_at
+    from unetflow.stages.look import Labels, Looks, find_kind, look_at
     from unetflow.stages.machine import find_machine
     from unetflow.stages.proposal import Facts, propose_model, propose_prepare, propose_train
     from unetflow.storage.volume import open_images
@@ -90,12 +90,13 @@ def propose(
     kind, n_classes, looks = "instances", 2, Looks()
     if labels is not None:
         data["labels"] = Choice(_relative(labels, folder), "the annotation")
-        found = find_kind(labels, axes=axes)
+        annotation = Labels(labels, axes=axes)
+        found = find_kind(annotation)
         kind, n_classes = found.kind, found.n_classes
         data["kind"] = Choice(kind, found.reason)
         if found.class_map is not None:
             data["class_map"] = Choice(found.class_map, "label value = class index; check the order")
-        looks = look_at(labels, found, axes=axes)
+        looks = look_at(annotation, found)
     else:
         data["labels"] = Choice("labels.zarr", "name the annotation here, then set kind")
     data |= _geometry(first, axes, voxel_size)

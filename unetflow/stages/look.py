@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +50,27 @@ class Looks:
     rarest: float | None = None
 
 
-def find_kind(path: str, *, axes: str | None = None) -> Kind:
+class Labels:
+    """Label volumes and a few planes of them, opened and read once.
+
+    Raises
+    ------
+    InputError
+        If there is no label volume.
+    """
+
+    def __init__(self, path: str, *, axes: str | None = None) -> None:
+        from unetflow.storage.volume import open_images
+
+        self.volumes = _open_labels(path, axes, open_images)
+
+    @cached_property
+    def planes(self) -> list[npt.NDArray[Any]]:
+        """The middles of planes that are spread over the volumes."""
+        return [plane for volume in self.volumes[:MOST_IMAGES] for plane in _planes(volume)]
+
+
+def find_kind(labels: Labels) -> Kind:
     """Tell instances from classes and multilabel masks by a few planes.
 
     Object ids are many and each is one piece; classes are few and each falls into pieces.
@@ -57,17 +78,14 @@ def find_kind(path: str, *, axes: str | None = None) -> Kind:
     Raises
     ------
     InputError
-        If there is no label volume, or it holds floats.
+        If the labels are floats.
     """
-    from unetflow.storage.volume import open_images
-
-    volumes = _open_labels(path, axes, open_images)
-    first = volumes[0]
+    first = labels.volumes[0]
     if np.dtype(first.dtype).kind not in "iub":
         raise InputError(f"labels must be integers, got {first.dtype} in {first.path}; convert with --as-labels")
     if first.n_channels > 1:
         return Kind("multilabel", f"{first.n_channels} channels of masks, which may overlap")
-    planes = [plane for volume in volumes[:MOST_IMAGES] for plane in _planes(volume)]
+    planes = labels.planes
     values = sorted({int(v) for plane in planes for v in np.unique(plane)})
     where = f"{len(planes)} planes looked at" if len(planes) > 1 else "1 plane looked at"
     shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
@@ -88,8 +106,8 @@ def find_kind(path: str, *, axes: str | None = None) -> Kind:
     return Kind("classes", reason, class_map, max(2, len(values)))
 
 
-def look_at(path: str, kind: Kind, *, axes: str | None = None) -> Looks:
-    """Measure objects and classes in a few planes of a label volume of a known kind.
+def look_at(labels: Labels, kind: Kind) -> Looks:
+    """Measure objects and classes in a few planes of labels of a known kind.
 
     Objects are the ids of instances, or the connected pieces of all that is foreground; those that
     the edge of what was read cuts do not count.
@@ -97,14 +115,11 @@ def look_at(path: str, kind: Kind, *, axes: str | None = None) -> Looks:
     from skimage.measure import label
     from skimage.segmentation import clear_border
 
-    from unetflow.storage.volume import open_images
-
     if kind.kind == "multilabel":
         return Looks()
-    planes = [plane for volume in _open_labels(path, axes, open_images)[:MOST_IMAGES] for plane in _planes(volume)]
     areas: list[npt.NDArray[Any]] = []
     counts: dict[int, int] = {}
-    for plane in planes:
+    for plane in labels.planes:
         classes = _class_of(plane, kind)
         for value, count in zip(*np.unique(classes, return_counts=True), strict=True):
             counts[int(value)] = counts.get(int(value), 0) + int(count)

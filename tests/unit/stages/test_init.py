@@ -10,7 +10,7 @@ import zarr
 from unetflow.errors import InputError
 from unetflow.settings import Settings, load_settings
 from unetflow.stages.init import init
-from unetflow.stages.look import find_kind, patch_shape, pooling
+from unetflow.stages.look import Labels, find_kind, patch_shape, pooling
 from unetflow.stages.template import SECTIONS
 
 RNG = np.random.default_rng(0)
@@ -64,10 +64,10 @@ def test_a_mask_of_0_and_255_becomes_classes_with_a_class_map(tmp_path: Path) ->
 
 def test_few_values_in_many_pieces_are_classes(tmp_path: Path) -> None:
     labels = save(tmp_path / "l.zarr", blobs(60) % 3)
-    assert find_kind(labels) == find_kind(labels)
-    assert (find_kind(labels).kind, find_kind(labels).class_map) == ("classes", None)
+    assert find_kind(Labels(labels)) == find_kind(Labels(labels))
+    assert (find_kind(Labels(labels)).kind, find_kind(Labels(labels)).class_map) == ("classes", None)
     other = save(tmp_path / "m.zarr", (blobs(60) % 3) * 40)
-    assert find_kind(other).class_map == {0: 0, 40: 1, 80: 2}
+    assert find_kind(Labels(other)).class_map == {0: 0, 40: 1, 80: 2}
 
 
 def test_a_channel_axis_is_multilabel_and_takes_a_sigmoid(tmp_path: Path) -> None:

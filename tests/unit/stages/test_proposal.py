@@ -14,7 +14,7 @@ import zarr
 from unetflow.architecture import UNetSpec
 from unetflow.geometry import Shape
 from unetflow.stages.init import propose
-from unetflow.stages.look import Kind, Looks, look_at
+from unetflow.stages.look import Kind, Labels, Looks, look_at
 from unetflow.stages.machine import Machine, find_machine
 from unetflow.stages.proposal import SHARE, Facts, propose_model, propose_prepare, propose_train, seen, training_bytes
 from unetflow.stages.template import Choice
@@ -94,8 +94,8 @@ def test_labels_tell_how_wide_objects_are_and_how_rare_a_class_is(tmp_path: Path
     zarr.save_array(str(tmp_path / "ids.zarr"), ids, zarr_format=2)
     zarr.save_array(str(tmp_path / "mask.zarr"), (ids > 0).astype(np.uint8) * 255, zarr_format=2)
     for looks in (
-        look_at(str(tmp_path / "ids.zarr"), Kind("instances", "")),
-        look_at(str(tmp_path / "mask.zarr"), Kind("classes", "", {0: 0, 255: 1})),
+        look_at(Labels(str(tmp_path / "ids.zarr")), Kind("instances", "")),
+        look_at(Labels(str(tmp_path / "mask.zarr")), Kind("classes", "", {0: 0, 255: 1})),
     ):
         assert looks.object_width == pytest.approx(30, abs=1)
         assert looks.rarest == pytest.approx((ids > 0).mean())
