@@ -46,11 +46,11 @@ bench-train: $(INSTALLED)
 
 # What takes many minutes: memory that must not grow with the volume, kills at random moments.
 soak: $(INSTALLED)
-	$(TESTS) tests -m soak -s
+	$(TESTS) tests -m soak -s --timeout=0
 
 # pytest ends with 5 where no test carries the mark: said in plain words, and no failure.
 test-gpu: $(INSTALLED)
-	@$(TESTS) tests -m gpu; code=$$?; \
+	@$(TESTS) tests -m gpu --timeout=0; code=$$?; \
 	  if [ $$code -eq 5 ]; then echo 'no test carries the mark "gpu": nothing was tested'; exit 0; fi; exit $$code
 
 # The report in a headless Chromium, which pip cannot bring; on Debian: apt-get install chromium
@@ -63,7 +63,7 @@ test-slurm: $(INSTALLED)
 	$(TESTS) tests/slurm -m 'slurm and not slow'
 
 test-slurm-slow: $(INSTALLED)
-	$(TESTS) tests/slurm -m 'slurm and slow'
+	$(TESTS) tests/slurm -m 'slurm and slow' --timeout=1200
 
 clean:
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

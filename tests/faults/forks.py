@@ -7,6 +7,7 @@ It reads one JSON line a command, ``{"words": [...], "folder": ..., "environ": {
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 SERVER = Path(__file__)
+HANGS_AFTER = 150  # seconds; the longest command of these tests takes a tenth of it
 AWAY = "TEST_AWAY_SECONDS"  # in the environment of a command: how long it waits for a store
 HEAVY = (
     "torch", "torch._dynamo", "zarr", "scipy.ndimage", "cc3d", "numba", "matplotlib.pyplot", "skimage.measure",
@@ -105,6 +107,7 @@ def _run(wish: dict[str, Any]) -> int:
     told = os.open(wish["told"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for number in (1, 2):
         os.dup2(told, number)
+    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)  # what it hung in is then in what it told
     failpoints.arm(os.environ.get(failpoints.VARIABLE, ""))
     ledger.COMMIT_SECONDS = 0.0  # else a run of a second is one group of records, and a kill loses it whole
     if AWAY in os.environ:

@@ -137,7 +137,7 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
     for turn in range(5):
         folder = tmp_path / str(turn)
         leave(folder, replace(Holder.this_process(), started="1"))
-        start, won = threading.Barrier(8), []
+        start, won = threading.Barrier(8, timeout=30), []
         threads = [threading.Thread(target=_try, args=(folder, start, won, n)) for n in range(8)]
         for thread in threads:
             thread.start()

@@ -152,7 +152,7 @@ def test_who_comes_late_to_a_stale_lock_finds_that_another_took_it(
 def test_of_many_that_come_at_once_one_gets_it(url: str, is_stale: bool) -> None:
     if is_stale:
         leave(url, dead())
-    start, won = threading.Barrier(6), []
+    start, won = threading.Barrier(6, timeout=30), []
 
     def take(number: int) -> None:
         start.wait()
