@@ -79,18 +79,27 @@ def init(
     out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("unetflow.toml"),
     axes: AxesOption = None,
     voxel_size: VoxelOption = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of a project file, for editors; write nothing.")
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Look at the data and write a commented project file with the numbers it proposes, and why."""
-    common = Common(as_json=as_json, quiet=quiet, verbose=verbose)
+    common = Common(as_json=as_json or schema, quiet=quiet, verbose=verbose)
 
     def work() -> dict[str, Any]:
+        from unetflow.errors import InputError
         from unetflow.stages.init import init as run
+        from unetflow.stages.schema import project_schema
         from unetflow.terminal import numbers
 
+        if schema and raw is not None:
+            raise InputError(f"--schema is the same for all data, got {raw}; leave it out")
+        if schema:
+            return project_schema()
         return run(raw, labels, out=str(out), axes=axes, voxel_size=numbers(voxel_size, float), overwrite=overwrite)
 
     show(run_stage(common, work), common, "next: unetflow prepare")

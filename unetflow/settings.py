@@ -26,6 +26,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 
 
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
+
+
+# What a file may say where a record holds something else: the schema for editors tells it too.
+OneOrMore = Annotated[tuple[int, ...], BeforeValidator(_listed, json_schema_input_type=int | tuple[int, ...])]
+Amount = Annotated[int, Field(gt=0), BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
+
+
 class Record(BaseModel):
     """A frozen record that refuses unknown keys."""
 
@@ -52,18 +61,11 @@ class Data(Record):
     class_map: dict[int, int] | None = Field(
         None, description="label value -> class index; any other value is refused"
     )
-    ignore: tuple[int, ...] = Field((), description="raw label values that weigh 0 and belong to no object")
+    ignore: OneOrMore = Field((), description="raw label values that weigh 0 and belong to no object")
     axes: str | None = Field(None, description="axes of the arrays, letters of tczyx, where metadata has none")
     voxel_size: tuple[float, ...] | None = Field(None, description="per spatial axis, in micrometres")
     level: int = Field(0, ge=0, description="level of a multiscale raw image")
     roi: str | None = Field(None, description="z0:z1,y0:y1,x0:x1 of the raw volume, in voxels; the rest is not used")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_ignore_value(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("ignore"), int):
-            return {**values, "ignore": (values["ignore"],)}
-        return values
 
 
 class Prepare(Record):
@@ -193,7 +195,7 @@ class Segment(Record):
         "tell", description="what to do about a volume whose voxels are not those that the model was trained on"
     )
     tile: Lengths | None = Field(None, description="kept voxels of one forward pass per spatial axis")
-    memory: Annotated[int, Field(gt=0), BeforeValidator(parse_bytes)] = Field(
+    memory: Amount = Field(
         2_000_000_000, description="for one forward pass, in bytes or as '2 GB'"
     )
 
