@@ -2,8 +2,8 @@
 
 The stages are functions, the same that the commands call: `convert`, `init`, `prepare`,
 `train`, `segment`, `evaluate`, `verify`, `report` and `demo`. `label_volume` and `score` do a part of `segment` and
-`evaluate`, for arrays in memory too. Each loads its own libraries when it is first
-asked for, so that importing the package costs nothing.
+`evaluate`, for arrays in memory too; `export_model` writes a model for other programs. Each loads its own libraries
+when it is first asked for, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from unetflow.stages.convert import convert
     from unetflow.stages.demo import demo
     from unetflow.stages.evaluate import evaluate
+    from unetflow.stages.export_model import export_model
     from unetflow.stages.init import init
     from unetflow.stages.label_volume import label_volume
     from unetflow.stages.prepare import prepare
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "demo",
     "evaluate",
+    "export_model",
     "init",
     "label_volume",
     "prepare",
