@@ -182,7 +182,12 @@ class Segment(Record):
         30, description="seeds with fewer voxels are none; in the plane with dims = 2, unless link"
     )
     connectivity: Literal["face", "full"] = Field("face", description="objects hang together by faces, or corners too")
-    link: bool = Field(False, description="with dims = 2: join objects over planes and times")
+    link: bool | Literal["overlap"] = Field(
+        False, description="with dims = 2: join objects over planes and times that touch; overlap: by link_iou over z"
+    )
+    link_iou: float = Field(
+        0.5, gt=0, le=1, description="with link overlap: objects of neighbouring planes are one from this IoU on"
+    )
     tta: bool = Field(False, description="average over flips and turns: 8 times the work in 2-D, 16 in 3-D")
     mode: Literal["exact", "blend"] = Field(
         "exact", description="exact: as one pass over the whole volume; blend: overlapping windows, less context"

@@ -19,8 +19,11 @@ _BLOCK_VOXELS = {dims: length**dims for dims, length in _SHARD.items()}
 _ENOUGH_BLOCKS = 32
 
 
-def linked_axes(grid_axes: str, dims: int, *, link: bool = False) -> tuple[bool, ...]:
-    """Say along which axes neighbours belong together: the network's, or all with ``link``."""
+def linked_axes(grid_axes: str, dims: int, *, link: bool | str = False) -> tuple[bool, ...]:
+    """Say along which axes neighbours belong together: the network's, or all with ``link = True``.
+
+    With ``link = "overlap"`` planes stand apart: their objects are linked afterwards (`unetflow.stages.linking`).
+    """
     n_lead = len(grid_axes) - dims
     if n_lead < 0:
         raise InputError(
@@ -28,7 +31,7 @@ def linked_axes(grid_axes: str, dims: int, *, link: bool = False) -> tuple[bool,
         )
     if dims == 3 and not grid_axes.endswith("zyx"):
         raise InputError(f"dims = 3 needs the axes zyx, got {grid_axes}; set model.dims = 2")
-    return (link,) * n_lead + (True,) * dims if dims == 2 else (False,) * n_lead + (True,) * dims
+    return (link is True,) * n_lead + (True,) * dims if dims == 2 else (False,) * n_lead + (True,) * dims
 
 
 def on_grid(lengths: Sequence[int] | None, grid_axes: str, name: str) -> Shape | None:

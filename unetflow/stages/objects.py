@@ -10,6 +10,7 @@ from unetflow.geometry import BlockGrid
 from unetflow.stages.components import Labelling, is_foreground, label_volumes
 from unetflow.stages.holes import fill_holes
 from unetflow.stages.layout import linked_axes
+from unetflow.stages.linking import Linking, link_axis, link_planes
 from unetflow.stages.object_table import Measured, write_object_tables
 from unetflow.stages.outputs import widen_instances
 from unetflow.stages.pieces import Pieces
@@ -30,7 +31,9 @@ def find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> tuple[lis
     """Write instances and their table; return the number of objects of each image, and the outputs.
 
     Objects are the components of the stored classes above 0, or, for ``instances = "watershed"``,
-    what the seeds flood of them. Outputs come back with wider instances where 32 bits were too few.
+    what the seeds flood of them. With ``link = "overlap"`` they are found in each plane by itself and then joined
+    over planes where their IoU is at least ``link_iou`` (`unetflow.stages.linking`). Outputs come back with wider
+    instances where 32 bits were too few.
     """
     from unetflow.storage.folders import remove
 
@@ -54,10 +57,29 @@ def find_objects(made: Plan, work: Work, outputs: Sequence[Output]) -> tuple[lis
 
 def _label(made: Plan, work: Work, outputs: Sequence[Output], scratch: str, widen: Widen) -> list[int]:
     settings = made.settings.segment
-    common: dict[str, Any] = {"connectivity": settings.connectivity, "min_size": settings.min_size, "scratch": scratch}
+    targets = [output.instances[0] for output in outputs]
+    if settings.link != "overlap":
+        return _find(made, work, outputs, targets, scratch, settings.min_size, widen)
+    planar = [_scratch_array(f"{scratch}/planar-{n}", target, "uint64") for n, target in enumerate(targets)]
+    counts = _find(made, work, outputs, planar, scratch, 0, None)
+    jobs = tuple(
+        Linking(p, t, _cut(made, n)[0], link_axis(t.grid_axes))
+        for n, (p, t) in enumerate(zip(planar, targets, strict=True))
+    )
+    asked: dict[str, Any] = {"iou": settings.link_iou, "min_size": settings.min_size, "scratch": scratch}
+    return link_planes(work, jobs, counts, widen=widen, **asked)
+
+
+def _find(
+    made: Plan, work: Work, outputs: Sequence[Output], targets: list[Volume], scratch: str, min_size: int,
+    widen: Widen | None,
+) -> list[int]:  # fmt: skip
+    """Write the components, or what is flooded, into targets."""
+    settings = made.settings.segment
+    common: dict[str, Any] = {"connectivity": settings.connectivity, "min_size": min_size, "scratch": scratch}
     classes = _classes(made, work, outputs, scratch)
     if settings.instances == "watershed":
-        floods = tuple(_flooding(made, scratch, n, output, classes[n]) for n, output in enumerate(outputs))
+        floods = tuple(_flooding(made, scratch, n, o, classes[n], targets[n]) for n, o in enumerate(outputs))
         threshold = settings.seed_threshold
         if settings.seeds == "distance":
             depths = tuple(_scratch_array(f"{scratch}/depth-{n}", c, "uint8") for n, c in enumerate(classes))
@@ -71,8 +93,8 @@ def _label(made: Plan, work: Work, outputs: Sequence[Output], scratch: str, wide
             **common,
         )
     jobs = tuple(
-        _labelling(made, f"{scratch}/fragments-{number}", number, classes[number], output.instances[0])
-        for number, output in enumerate(outputs)
+        _labelling(made, f"{scratch}/fragments-{number}", number, classes[number], target)
+        for number, target in enumerate(targets)
     )
     pieces = Pieces(tuple(job.grid for job in jobs))
     only = stored_only(pieces, classes).numbers
@@ -100,7 +122,9 @@ def _labelling(made: Plan, fragments: str, number: int, classes: Volume, target:
     return Labelling(classes, _scratch_array(fragments, target), target, *_cut(made, number))
 
 
-def _flooding(made: Plan, scratch: str, number: int, output: Output, classes: Volume) -> Flooding:
+def _flooding(
+    made: Plan, scratch: str, number: int, output: Output, classes: Volume, target: Volume
+) -> Flooding:
     instances = output.instances[0]
     grid, linked = _cut(made, number)
     return Flooding(
@@ -111,7 +135,7 @@ def _flooding(made: Plan, scratch: str, number: int, output: Output, classes: Vo
         seeds=_scratch_array(f"{scratch}/seeds-{number}", instances),
         flooded=_scratch_array(f"{scratch}/flooded-{number}", instances),
         rest=_scratch_array(f"{scratch}/rest-{number}", instances),
-        target=instances,
+        target=target,
         grid=grid,
         linked=linked,
     )
@@ -120,7 +144,10 @@ def _flooding(made: Plan, scratch: str, number: int, output: Output, classes: Vo
 def _measured(made: Plan, number: int, output: Output) -> Measured:
     probabilities = output.probabilities[0] if output.probabilities else None
     folder = made.folder_of(made.images[number])
-    return Measured(output.instances[0], probabilities, folder, _cut(made, number)[1])
+    linked, axis = list(_cut(made, number)[1]), link_axis(output.instances[0].grid_axes)
+    if made.settings.segment.link == "overlap" and axis is not None:
+        linked[axis] = True
+    return Measured(output.instances[0], probabilities, folder, tuple(linked))
 
 
 def _cut(made: Plan, number: int) -> tuple[BlockGrid, tuple[bool, ...]]:

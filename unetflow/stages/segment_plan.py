@@ -179,6 +179,11 @@ def plan(
     if mask and any(image.mask is None for image in images):
         raise InputError(f"--mask needs a mask for each of {len(images)} images, got {sorted(masks)}; name them alike")
     _check_outputs(settings, facts)
+    if settings.segment.link == "overlap" and spec.dims != 2:
+        raise InputError(
+            'segment.link = "overlap" joins the objects of planes, which needs a network of dims = 2, got '
+            f"{spec.dims}; leave it out, for a network of dims = 3 sees over planes itself"
+        )
     target = str(out) if out else f"{_stem(volume)}.unetflow.zarr"
     made = Plan(settings, model_path, facts, spec, images, target, roi)
     if writes:
@@ -294,6 +299,8 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
         keep |= {"seed_threshold", "seed_size"} if settings.seeds == "probability" else SEEDS_BY_DISTANCE
     if settings.fill_holes is not False:
         keep.add("fill_holes")
+    if settings.link == "overlap":
+        keep.add("link_iou")
     return {
         "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
         "inputs": {

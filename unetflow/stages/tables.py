@@ -97,15 +97,19 @@ def write_table(
     path: str, n: int, pieces: Iterable[npt.NDArray[Any]], length: int = _BUCKET_SHARD, dtype: str = "int64"
 ) -> Volume:
     """Store a table of ``n`` entries that comes in pieces of ``length``, the last one shorter."""
-    from unetflow.storage.volume import create_array
-
-    shape = (max(1, n),)
-    table = create_array(
-        path, axes="x", shape=shape, dtype=dtype, chunk=(_TABLE_CHUNK,), shard=(length,), overwrite=True
-    )
-    for block, piece in zip(BlockGrid(Box.of_shape(shape), (length,)), pieces, strict=False):
+    table = create_table(path, n, length, dtype)
+    for block, piece in zip(BlockGrid(table.box, (length,)), pieces, strict=False):
         table.write(block.inner, piece)
     return table
+
+
+def create_table(path: str, n: int, length: int = _BUCKET_SHARD, dtype: str = "int64") -> Volume:
+    """Make room for a table of ``n`` entries that is written in pieces of ``length``."""
+    from unetflow.storage.volume import create_array
+
+    return create_array(
+        path, axes="x", shape=(max(1, n),), dtype=dtype, chunk=(_TABLE_CHUNK,), shard=(length,), overwrite=True
+    )
 
 
 def look_up(table: Volume, places: Integers) -> npt.NDArray[Any]:
@@ -115,3 +119,9 @@ def look_up(table: Volume, places: Integers) -> npt.NDArray[Any]:
     parts = [group for group in np.split(places, cuts) if len(group)]
     found = [table.read(Box((int(g[0]),), (int(g[-1]) + 1,)))[0][g - g[0]] for g in parts]
     return np.concatenate([np.zeros(0, table.dtype), *found])
+
+
+def look_up_any(table: Volume, places: Integers) -> npt.NDArray[Any]:
+    """Return the entries of a stored table at places in any order."""
+    wanted, inverse = np.unique(places, return_inverse=True)
+    return look_up(table, wanted)[inverse]

@@ -25,6 +25,7 @@ from unetflow.memory import format_bytes
 from unetflow.stages.bricks import Reads
 from unetflow.stages.components import label_bytes
 from unetflow.stages.layout import linked_axes
+from unetflow.stages.linking import link_bytes
 from unetflow.stages.watershed import flood_bytes
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _object_bytes(made: Plan, image: Image) -> int:
     linked = linked_axes(volume.grid_axes, made.spec.dims, link=settings.link)
     is_flooded = settings.instances == "watershed"
     flooded = flood_bytes(image.shard, shape, volume.voxel_size, linked) if is_flooded else 0
-    return max(flooded, label_bytes(image.shard, shape))
+    linking = link_bytes(image.shard, shape) if settings.link == "overlap" else 0
+    return max(flooded, label_bytes(image.shard, shape), linking)
 
 
 def _tiles_at_once(made: Plan, image: Image, n_threads: int) -> int:
