@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -76,30 +80,76 @@ def test_a_block_that_hung_once_is_done_elsewhere(two_workers: Any, tmp_path: Pa
     assert (len(reports), bad) == (12, {})
 
 
+AS_DASK_COMES = {
+    "distributed.worker.memory.pause": 0.6, "distributed.worker.memory.terminate": False,
+    "distributed.worker.memory.spill": False, "distributed.worker.memory.target": False,
+    "distributed.scheduler.allowed-failures": 0,
+}  # fmt: skip
+
+
+def wait_for_the_pause(client: Any) -> None:
+    until = time.monotonic() + 60
+    while {w["status"] for w in client.scheduler_info(n_workers=-1)["workers"].values()} != {"paused"}:
+        assert time.monotonic() < until, "the workers were never paused"
+        time.sleep(0.1)
+
+
 def test_a_paused_worker_is_ended_and_its_blocks_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
     from distributed import Client, LocalCluster
 
     monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 1.0)
-    settings = {
-        "distributed.worker.memory.pause": 0.6, "distributed.worker.memory.terminate": False,
-        "distributed.worker.memory.spill": False, "distributed.worker.memory.target": False,
-        "distributed.scheduler.allowed-failures": 0,
-    }  # fmt: skip
     with (
-        dask.config.set(settings),
+        dask.config.set(AS_DASK_COMES),
         LocalCluster(
             n_workers=1, threads_per_worker=1, memory_limit="600MB", dashboard_address=None, host="127.0.0.1"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         client.run(leak, 450)
-        until = time.monotonic() + 60
-        while {w["status"] for w in client.scheduler_info(n_workers=-1)["workers"].values()} != {"paused"}:
-            assert time.monotonic() < until, "the worker was never paused"
-            time.sleep(0.1)
+        wait_for_the_pause(client)
         _, reports, bad = run(client, tmp_path, "none")
     assert (len(reports), bad) == (12, {})
+
+
+def test_paused_workers_that_are_threads_of_the_driver_end_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dask
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(watchdog, "PAUSED_SECONDS", 1.0)
+    with (
+        dask.config.set(AS_DASK_COMES),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, memory_limit="20MB", dashboard_address=None
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        wait_for_the_pause(client)
+        with pytest.raises(Interrupted, match=r"cannot be ended.*paused.*fewer --workers.*goes on"):
+            run(client, tmp_path, "none")
+
+
+def test_a_worker_without_a_nanny_that_hangs_is_ended_too(tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        words = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny"]
+        path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+        worker = subprocess.Popen(
+            [*words, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)],
+            env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            with pytest.raises(Interrupted, match="no worker was there"):
+                run(client, tmp_path, "hang", block_seconds=2.0, patience=1.0)
+            assert worker.wait(30) == -signal.SIGKILL
+        finally:
+            worker.kill()
 
 
 @pytest.mark.parametrize("where", ["workers", "this process"])

@@ -23,7 +23,8 @@ def threads_as_workers(n: int) -> Iterator[Any]:
     """Give a client of ``n`` workers that are threads of this process: many of them, cheaply."""
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(n_workers=n, threads_per_worker=1, processes=False, dashboard_address=None)
+    # Without a limit: each would take the memory of the whole process for its own, and pause.
+    cluster = LocalCluster(n_workers=n, threads_per_worker=1, processes=False, memory_limit=0, dashboard_address=None)
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
