@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from unetflow.formats.combine import Grey, Oriented, Stacked
 from unetflow.formats.files import SUPPORTED, by_name, digest_files, list_files, open_file, open_files
+from unetflow.formats.inner_path import split_source
 from unetflow.formats.source import Source
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "list_files",
     "open_file",
     "open_files",
+    "split_source",
 ]

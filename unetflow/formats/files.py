@@ -11,32 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unetflow.errors import InputError
+from unetflow.formats.hdf5 import open_hdf5
+from unetflow.formats.inner_path import HDF5_ENDINGS, is_hdf5, is_n5, split_source
+from unetflow.formats.n5 import open_n5
 from unetflow.formats.numpy_file import open_numpy
 from unetflow.formats.picture import PICTURES, open_picture
 from unetflow.formats.source import Source, natural_key
 from unetflow.formats.tiff import open_tiff
 
 TIFFS = (".tif", ".tiff", ".btf", ".tf8", ".ome.tif", ".ome.tiff")
-SUPPORTED = "TIFF, OME-TIFF and BigTIFF, PNG, JPEG, BMP, .npy, and Zarr v2 and v3"
+SUPPORTED = "TIFF, OME-TIFF and BigTIFF, PNG, JPEG, BMP, HDF5, N5, .npy, and Zarr v2 and v3"
 
-_ENDINGS = (*TIFFS, *PICTURES, ".npy")
-_LATER = {".h5": "HDF5", ".hdf5": "HDF5", ".hdf": "HDF5", ".he5": "HDF5", ".n5": "N5"}
+_ENDINGS = (*TIFFS, *PICTURES, *HDF5_ENDINGS, ".npy")
 _MOST_DIGESTED = 1000
 
 
 def list_files(source: str) -> list[str]:
     """Return the files that a file, a folder or a glob names, in natural order.
 
-    Hidden files and files of other kinds in a folder are left out.
+    Hidden files and files of other kinds in a folder are left out. An N5 folder is one file; a dataset
+    that the source names (``file.h5:/raw``) is none of a file's name.
 
     Raises
     ------
     InputError
         If there are none, or only of a kind that is not read.
     """
+    source, _ = split_source(source)
     path = Path(source)
-    _refuse_later(source)
-    if path.is_file():
+    if path.is_file() or (path.is_dir() and is_n5(source)):
         return [str(path)]
     if path.is_dir():
         found = [e.path for e in os.scandir(path) if e.is_file() and not e.name.startswith(".")]
@@ -45,7 +48,9 @@ def list_files(source: str) -> list[str]:
         found = [name for name in glob.glob(source, recursive=True) if Path(name).is_file()]
         named = [name for name in found if name.lower().endswith(_ENDINGS)]
     else:
-        raise InputError(f"a source must exist, got {source}; give a file, a folder or a glob in quotes")
+        inside = next((str(p) for p in path.parents if p.is_file() and is_hdf5(str(p))), None)
+        cure = f"write {inside}:/{path.relative_to(inside)}" if inside else "give a file, a folder or a glob in quotes"
+        raise InputError(f"a source must exist, got {source}; {cure}")
     if not named:
         here = f"{len(found)} files of other kinds" if found else "no files"
         raise InputError(f"a source must hold {SUPPORTED}, got {here} in {source}; use a glob")
@@ -53,7 +58,7 @@ def list_files(source: str) -> list[str]:
 
 
 def open_file(path: str, *, as_labels: bool = False) -> Source:
-    """Look at one file.
+    """Look at one file, or at a dataset of it: ``file.h5:/raw``.
 
     Parameters
     ----------
@@ -65,8 +70,12 @@ def open_file(path: str, *, as_labels: bool = False) -> Source:
     InputError
         If its kind is not read, or it is damaged.
     """
+    path, dataset = split_source(path)
     ending = path.lower()
-    _refuse_later(path)
+    if is_hdf5(path):
+        return open_hdf5(path, dataset)
+    if is_n5(path):
+        return open_n5(path, dataset)
     if ending.endswith(TIFFS):
         return open_tiff(path)
     if ending.endswith(PICTURES):
@@ -84,7 +93,9 @@ def open_files(source: str, *, as_labels: bool = False) -> list[Source]:
     InputError
         If there is none, or one is damaged.
     """
-    return [open_file(path, as_labels=as_labels) for path in list_files(source)]
+    _, dataset = split_source(source)
+    suffix = "" if dataset is None else f":{dataset}"
+    return [open_file(path + suffix, as_labels=as_labels) for path in list_files(source)]
 
 
 def by_name(sources: Sequence[Source]) -> dict[str, Source]:
@@ -119,13 +130,3 @@ def digest_files(paths: Sequence[str], seed: int = 0) -> str:
     ]
     names = hashlib.sha256("\n".join("/".join(Path(p).parts[-2:]) for p in paths).encode()).hexdigest()
     return hashlib.sha256(json.dumps([len(paths), names, facts]).encode()).hexdigest()
-
-
-def _refuse_later(source: str) -> None:
-    """Refuse HDF5 (also ``file.h5:/path``) and N5, which are not read yet."""
-    name = source.partition(":/")[0] if "://" not in source else source
-    kind = _LATER.get(Path(name).suffix.lower())
-    if kind is None and Path(name, "attributes.json").is_file():
-        kind = "N5"
-    if kind is not None:
-        raise InputError(f"a source must be one of {SUPPORTED}, got {kind} in {source}; save it as one")

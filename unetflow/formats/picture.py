@@ -80,9 +80,9 @@ def open_picture(path: str, as_labels: bool = False) -> Picture:
     if path.lower().endswith(".png") and _loses_bits(path):
         raise InputError(f"a colour PNG must have 8 bits a channel, got 16 in {path}; save it as TIFF")
     if mode in _GREY or (mode in _PALETTE and as_labels):
-        return Picture(path, (height, width), _GREY.get(mode, "uint8"), "yx", None, True, as_labels)
+        return Picture(path, (height, width), _GREY.get(mode, "uint8"), "yx", None, True, as_labels=as_labels)
     if mode in (*_COLOUR, *_PALETTE):
-        return Picture(path, (height, width, 3), "uint8", "yxc", None, True, as_labels)
+        return Picture(path, (height, width, 3), "uint8", "yxc", None, True, as_labels=as_labels)
     raise InputError(
         f"a picture's mode must be one of {', '.join((*_GREY, *_COLOUR, *_PALETTE))}, got {mode} "
         f"in {path}; save it as grey or RGB"

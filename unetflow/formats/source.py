@@ -31,9 +31,11 @@ class Source:
     axes : str, optional
         One letter of ``tczyx`` a stored axis, where the file says so.
     voxel_size : tuple of float, optional
-        Micrometres per spatial axis in the order of ``axes``, where the file says so.
+        Micrometres per spatial axis in the order of ``axes`` (z, y, x without), where the file says so.
     is_planewise : bool
         Whether a box costs as much as the whole planes that it cuts, as in a PNG.
+    dataset : str, optional
+        Place of the array in a file that can hold several: ``/volumes/raw``.
     """
 
     path: str
@@ -42,11 +44,17 @@ class Source:
     axes: str | None = None
     voxel_size: tuple[float, ...] | None = None
     is_planewise: bool = False
+    dataset: str | None = None
 
     @property
     def name(self) -> str:
         """The file's name without its endings."""
         return stem(self.path)
+
+    @property
+    def files(self) -> list[str]:
+        """Files whose size and time tell whether the array changed."""
+        return [self.path]
 
     def at(self, path: str) -> Self:
         """Return the source of another file that is known to be of the same kind."""

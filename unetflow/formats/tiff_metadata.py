@@ -5,23 +5,7 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
-_MICROMETRES = {
-    "pm": 1e-6,
-    "Å": 1e-4,
-    "nm": 1e-3,
-    "µm": 1.0,
-    "μm": 1.0,
-    "um": 1.0,
-    "\\u00b5m": 1.0,
-    "micron": 1.0,
-    "microns": 1.0,
-    "micrometer": 1.0,
-    "micrometre": 1.0,
-    "mm": 1e3,
-    "cm": 1e4,
-    "m": 1e6,
-    "inch": 25400.0,
-}
+from unetflow.formats.units import micrometres
 
 
 def axes_of(axes: str) -> str | None:
@@ -71,14 +55,15 @@ def _from_ome(text: str) -> dict[str, float]:
     for letter in "zyx":
         size = pixels.get(f"PhysicalSize{letter.upper()}")
         unit = pixels.get(f"PhysicalSize{letter.upper()}Unit", "µm")
-        if size is not None and unit in _MICROMETRES:
-            known[letter] = float(size) * _MICROMETRES[unit]
+        factor = micrometres(unit)
+        if size is not None and factor is not None:
+            known[letter] = float(size) * factor
     return known
 
 
 def _from_imagej(file: Any) -> dict[str, float]:
     metadata = file.imagej_metadata or {}
-    factor = _MICROMETRES.get(str(metadata.get("unit", "")).lower())
+    factor = micrometres(metadata.get("unit"))
     if factor is None:
         return {}
     known = {}

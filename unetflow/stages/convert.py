@@ -3,6 +3,7 @@
 ::
 
     read box of SOURCE -> write whole shards of TARGET/0      pass write
+    a few boxes of SOURCE = those of TARGET/0 ?               pass compare
     TARGET/0 -> TARGET/1 -> ...                               a pass a level
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetflow.geometry import Block
+from unetflow.stages.convert_check import CompareBlock, choose_blocks, fail_where_different
 from unetflow.stages.convert_plan import STAGE, ImagePlan, Plan, plan
 from unetflow.stages.pieces import Pieces
 
@@ -62,7 +64,9 @@ def convert(
     Parameters
     ----------
     source : str
-        A file, a folder or a glob of TIFF, PNG, JPEG or `.npy` files, or anything Zarr.
+        A file, a folder or a glob of TIFF, PNG, JPEG or `.npy` files, a dataset of an HDF5 file or
+        an N5 folder (``file.h5:/raw``, ``scan.n5:/s0``; the path may be left out where there is one), or
+        anything Zarr.
     target : str
         A new folder or URL, or one that the same command began.
     axes : str, optional
@@ -86,8 +90,15 @@ def convert(
     Returns
     -------
     dict
-        target, images, shape, axes, voxel_size, blocks, blocks_skipped, retries,
-        quarantined, seconds.
+        target, images, shape, axes, voxel_size, blocks_compared (random blocks that were read again
+        from both sides and were equal), blocks, blocks_skipped, retries, quarantined, seconds.
+
+    Raises
+    ------
+    InputError
+        For what `plan` refuses.
+    StageError
+        If a random block that is read again is not what the source holds.
     """
     from unetflow.stages.work import Conditions, open_work
 
@@ -112,21 +123,28 @@ def convert(
     with open_work(
         STAGE, target, planned.fingerprint, conditions, overwrite=overwrite, retry_failed=True
     ) as work:
-        _run(planned, work)
-        return {**planned.summary(), **work.totals()}
+        n_compared = _run(planned, work)
+        return {**planned.summary(), "blocks_compared": n_compared, **work.totals()}
 
 
-def _run(planned: Plan, work: Work) -> None:
+def _run(planned: Plan, work: Work) -> int:
+    """Run all passes, and return how many blocks were compared with the source."""
     from unetflow.stages.pyramid import build_pyramids
+    from unetflow.stages.work import digest_of
 
     levels = _create(planned, work)
     pieces = planned.pieces
-    task = ConvertBlock(
-        tuple(image.image for image in planned.images), tuple(volumes[0] for volumes in levels), pieces
-    )
-    work.run_pass("write", task, pieces, must_be_whole=False)
-    if not work.quarantined:  # a hole must not be pooled into coarser levels
-        build_pyramids(work, levels, is_labels=planned.as_labels)
+    images, targets = tuple(image.image for image in planned.images), tuple(volumes[0] for volumes in levels)
+    work.run_pass("write", ConvertBlock(images, targets, pieces), pieces, must_be_whole=False)
+    if work.quarantined:  # a hole must not be pooled into coarser levels
+        return 0
+    seed = int(digest_of(planned.fingerprint)[:8], 16)
+    found: dict[int, Report] = {}
+    task = CompareBlock(images, targets, pieces, seed)
+    work.run_pass("compare", task, choose_blocks(pieces, seed), found.__setitem__)
+    fail_where_different(found, planned.source, targets)
+    build_pyramids(work, levels, is_labels=planned.as_labels)
+    return len(found)
 
 
 def _create(planned: Plan, work: Work) -> list[tuple[Volume, ...]]:
@@ -181,6 +199,14 @@ def _provenance(planned: Plan) -> Report:
     return {
         "stage": STAGE,
         "version": __version__,
-        "source": Path(planned.source).name,
+        "source": _name_of(planned.source),
         "digest": planned.fingerprint["source"]["digest"],
     }
+
+
+def _name_of(source: str) -> str:
+    """Return the name of a source without its folder, with the dataset that was named."""
+    from unetflow.formats import split_source
+
+    file, dataset = split_source(source)
+    return Path(file).name + (f":{dataset}" if dataset else "")

@@ -159,14 +159,17 @@ def _widen(shard: Shape, image: Readable) -> Shape:
 
 
 def _refuse_overlap(source: str, target: str) -> None:
-    """Refuse a target that holds its source, or lies in a Zarr source."""
+    """Refuse a target that holds its source, or lies in a Zarr or N5 source."""
+    from unetflow.formats import split_source
+
     if "://" in source or "://" in target:
         if f"{target.rstrip('/')}/".startswith(f"{source.rstrip('/')}/") or f"{source}/".startswith(
             f"{target.rstrip('/')}/"
         ):
             raise InputError(f"a target must lie outside its source, got {source} and {target}; name another")
         return
-    here, there = Path(source).resolve(), Path(target).resolve()
-    is_zarr = any(Path(here, name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
-    if here.is_relative_to(there) or (is_zarr and there.is_relative_to(here)):
+    here, there = Path(split_source(source)[0]).resolve(), Path(target).resolve()
+    markers = ("zarr.json", ".zarray", ".zgroup", "attributes.json")
+    is_store = here.suffix.lower() == ".n5" or any(Path(here, name).exists() for name in markers)
+    if here.is_relative_to(there) or (is_store and there.is_relative_to(here)):
         raise InputError(f"a target must lie outside its source, got {source} and {target}; name another")

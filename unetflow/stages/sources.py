@@ -46,11 +46,23 @@ def open_source(
     from unetflow.storage.store import find_node, is_url, normalise
 
     check_axes(axes)
+    _refuse_remote(source)
     if is_url(source) or find_node(normalise(source)) is not None:
         return _open_zarr(source, axes, voxel_size, collection, level)
     if level:
         raise InputError(f"only Zarr images have levels, got level {level} of {source}; leave it out")
     return _open_foreign(source, axes, voxel_size, as_labels, collection)
+
+
+def _refuse_remote(source: str) -> None:
+    """Refuse HDF5 and N5 behind a URL."""
+    from unetflow.formats import split_source
+    from unetflow.formats.inner_path import is_hdf5, is_n5
+    from unetflow.storage.store import is_url
+
+    file, _ = split_source(source)
+    if is_url(source) and not source.startswith("file://") and (is_hdf5(file) or is_n5(file)):
+        raise InputError(f"HDF5 and N5 must lie in a folder of this machine, got {source}; copy it first")
 
 
 def check_axes(axes: str | None) -> None:
@@ -83,6 +95,7 @@ def _open_foreign(
     collection: bool,
 ) -> tuple[dict[str, Readable], str]:
     from unetflow.formats import by_name, digest_files, open_files
+    from unetflow.stages.work import digest_of
 
     files = open_files(source, as_labels=as_labels)
     first = files[0]
@@ -98,7 +111,9 @@ def _open_foreign(
     images: dict[str, Readable] = {
         name: _orient(opened, letters, voxel_size) for name, (opened, letters) in arranged.items()
     }
-    return images, digest_files([file.path for file in files])
+    digest = digest_files([path for file in files for path in file.files])
+    datasets = [file.dataset for file in files]
+    return images, digest_of([digest, datasets]) if any(datasets) else digest
 
 
 def _alone(file: Source, axes: str | None) -> tuple[Source, str]:
@@ -124,7 +139,8 @@ def _stack(source: str, files: list[Source], axes: str | None) -> tuple[Source, 
 
     first = files[0]
     for other in files[1:]:
-        if other.shape != first.shape or other.dtype != first.dtype or type(other) is not type(first):
+        is_other_dataset = other.dataset != first.dataset
+        if (other.shape, other.dtype, type(other)) != (first.shape, first.dtype, type(first)) or is_other_dataset:
             raise InputError(
                 f"files are stacked only if they are of one kind, shape and type, got {first.path} "
                 f"{first.shape} {first.dtype} and {other.path} {other.shape} {other.dtype}; "
@@ -215,7 +231,7 @@ def _orient(file: Source, axes: str, voxel_size: Sequence[float] | None) -> Orie
                 f"for instance {','.join(['1'] * len(spatial))}"
             )
     else:
-        known = dict(zip([a for a in file.axes or "" if a in "zyx"], file.voxel_size or (), strict=False))
+        known = dict(zip([a for a in file.axes or "zyx" if a in "zyx"], file.voxel_size or (), strict=False))
         longest = max(known.values(), default=1.0)
         size = tuple(known.get(letter, longest) for letter in spatial)
     oriented = Oriented(file, axes, size)

@@ -110,6 +110,16 @@ def test_pages_without_metadata_have_no_axes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(path)[:, 0, 0], [0, 1, 2])
 
 
+def test_an_imagej_hyperstack_has_time_and_channels(tmp_path: Path) -> None:
+    array = RNG.integers(0, 60000, (2, 3, 4, 8, 9), dtype=np.uint16)
+    metadata = {"axes": "TZCYX", "spacing": 0.5, "unit": "micron"}
+    tifffile.imwrite(tmp_path / "h.tif", array, imagej=True, resolution=(10, 10), metadata=metadata)
+    source = open_file(str(tmp_path / "h.tif"))
+    assert source.axes == "tzcyx"
+    assert source.voxel_size == pytest.approx((0.5, 0.1, 0.1))
+    np.testing.assert_array_equal(source.read(Box((1, 0, 1, 2, 0), (2, 3, 4, 8, 5))), array[1:2, :, 1:4, 2:8, :5])
+
+
 def test_one_bit_tiff_becomes_uint8(tmp_path: Path) -> None:
     mask = RNG.random((9, 17)) > 0.5
     tifffile.imwrite(tmp_path / "mask.tif", mask)
@@ -177,12 +187,6 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path, name: str, cont
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=name):
         open_file(str(tmp_path / name))
-
-
-@pytest.mark.parametrize("name", ["a.h5:/raw", "a.h5", "b.n5"])
-def test_formats_of_later_are_refused_with_what_is_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InputError, match="OME-TIFF"):
-        list_files(str(tmp_path / name))
 
 
 def test_files_come_in_natural_order_without_hidden_and_foreign_ones(tmp_path: Path) -> None:
