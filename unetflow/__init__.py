@@ -2,8 +2,8 @@
 
 The stages are functions, the same that the commands call: `convert`, `init`, `prepare`,
 `train`, `segment`, `evaluate`, `verify`, `report` and `demo`. `label_volume` and `score` do a part of `segment` and
-`evaluate`, for arrays in memory too; `export_model` writes a model for other programs. Each loads its own libraries
-when it is first asked for, so that importing the package costs nothing.
+`evaluate`, for arrays in memory too; `export_model` and `import_weights` exchange models with other programs.
+Each loads its own libraries when it is first asked for, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from unetflow.stages.demo import demo
     from unetflow.stages.evaluate import evaluate
     from unetflow.stages.export_model import export_model
+    from unetflow.stages.import_weights import import_weights
     from unetflow.stages.init import init
     from unetflow.stages.label_volume import label_volume
     from unetflow.stages.prepare import prepare
@@ -33,6 +34,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export_model",
+    "import_weights",
     "init",
     "label_volume",
     "prepare",
