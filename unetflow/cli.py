@@ -107,7 +107,7 @@ def init(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="TIFF, OME-TIFF, a folder or glob of TIFF/PNG slices, .npy, Zarr.")],
+    source: Annotated[str, typer.Argument(help="TIFF, a folder or glob of TIFF/PNG/JPEG slices, file.h5:/path, a.n5:/path, .npy, Zarr.")],
     target: Annotated[str, typer.Argument(help="The OME-Zarr to write.")],
     axes: AxesOption = None,
     voxel_size: VoxelOption = None,
