@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from operator import mul
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +30,14 @@ __all__ = [
     "add",
     "class_scores",
     "contingency",
+    "information",
     "information_scores",
     "object_matches",
     "object_scores",
+    "pooled_scores",
     "section_scores",
     "unmatched_voxels",
 ]
-
-Floats = npt.NDArray[np.float64]
 
 # In percent, for 0.05 added up does not meet 0.55 exactly.
 THRESHOLDS = tuple(range(50, 95, 5))
@@ -112,18 +113,57 @@ def information_scores(table: Contingency) -> dict[str, float]:
     truth's pairs of voxels that the segmentation keeps together.
     """
     is_object = table.pairs[:, 1] > 0
-    counts = table.counts[is_object].astype(np.float64)
+    counts = table.counts[is_object]
     in_seg, in_truth = _margins(table.pairs[is_object], counts)
-    n = counts.sum()
-    pairs, seg_pairs, truth_pairs = (float(v @ v - n) for v in (counts, in_seg, in_truth))
-    joint = _entropy(counts)
+    return information(_Counts(counts), _Counts(in_seg), _Counts(in_truth))
+
+
+class Counts(Protocol):
+    """Voxels of some labels, or of pairs of labels."""
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+
+    def squares(self) -> int:
+        """Return the sum of their squares."""
+
+    def entropy(self) -> float:
+        """Return the entropy of their shares, in bits."""
+
+
+def information(joint: Counts, in_seg: Counts, in_truth: Counts) -> dict[str, float]:
+    """Make the scores of `information_scores` from the counts of pairs, of segments and of truth objects."""
+    n = joint.total
+    pairs, seg_pairs, truth_pairs = (float(counts.squares() - n) for counts in (joint, in_seg, in_truth))
+    both = joint.entropy()
     return {
         "adapted_rand_error": 1 - _ratio(2 * pairs, seg_pairs + truth_pairs),
         "rand_precision": _ratio(pairs, truth_pairs),
         "rand_recall": _ratio(pairs, seg_pairs),
-        "voi_split": max(0.0, joint - _entropy(in_truth)) if n else float("nan"),
-        "voi_merge": max(0.0, joint - _entropy(in_seg)) if n else float("nan"),
+        "voi_split": max(0.0, both - in_truth.entropy()) if n else float("nan"),
+        "voi_merge": max(0.0, both - in_seg.entropy()) if n else float("nan"),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """Counts in memory."""
+
+    values: npt.NDArray[np.int64]
+
+    @property
+    def total(self) -> int:
+        return int(self.values.sum())
+
+    def squares(self) -> int:
+        # Exact: the squares of large objects are more than 64 bits hold.
+        values = self.values.tolist()
+        return sum(map(mul, values, values))
+
+    def entropy(self) -> float:
+        share = self.values / self.values.sum() if len(self.values) else self.values.astype(np.float64)
+        return float(-(share * np.log2(share)).sum())
 
 
 def object_matches(table: Contingency) -> Matches:
@@ -171,10 +211,15 @@ def section_scores(tables: Iterable[Contingency]) -> dict[str, float]:
 
     A section in which a score is not defined does not count in its average.
     """
+    return pooled_scores((information_scores(table), object_matches(table)) for table in tables)
+
+
+def pooled_scores(sections: Iterable[tuple[dict[str, float], Matches]]) -> dict[str, float]:
+    """Make the scores of `section_scores` from what `information_scores` and `object_matches` say of each section."""
     matches, found = Matches(), []
-    for table in tables:
-        matches += object_matches(table)
-        found.append(information_scores(table))
+    for information_of, matched in sections:
+        matches += matched
+        found.append(information_of)
     averages = {}
     for key in found[0] if found else information_scores(Contingency.empty()):
         defined = [scores[key] for scores in found if not np.isnan(scores[key])]
@@ -197,11 +242,6 @@ def _n_matched(pairs: npt.NDArray[np.int64]) -> int:
     # Above one half an object has one partner. At exactly one half it may have two, which have
     # no other partner; so each match is a star, and has one end that is listed once.
     return sum(len(np.unique(column)) for column in pairs.T) - len(pairs)
-
-
-def _entropy(counts: Floats) -> float:
-    share = counts / counts.sum() if len(counts) else counts
-    return float(-(share * np.log2(share)).sum())
 
 
 def _ratio(part: float, whole: float) -> float:

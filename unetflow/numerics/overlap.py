@@ -118,7 +118,7 @@ def chain(before: Integers, start: int, n_chains: int, known: Callable[[Integers
     Examples
     --------
     >>> chain(np.array([0, 1, 4, 5]), 4, 2, lambda ids: np.array([1])).tolist()
-    [3, 1, 3, 3]
+    [3, 1, 3, 1]
     """
     own = np.arange(len(before))
     is_here = before >= start

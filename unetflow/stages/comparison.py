@@ -1,18 +1,27 @@
-"""The compare pass: count pairs of labels per block; the driver adds and scores."""
+"""The compare pass: count pairs of labels per block; the driver adds and scores.
+
+Counts of classes, few as they are, come with the report of a block and are added in memory. Pairs of objects are
+stored, a row a block, and merged in order from there (`unetflow.stages.pair_scores`): no process holds as many
+as a volume has objects.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unetflow.errors import InputError
-from unetflow.geometry import Block, Box
+from unetflow.geometry import Block, BlockGrid, Box
+from unetflow.stages.pair_scores import score_pairs
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.sorted_runs import MOST_RECORDS
+from unetflow.stages.tables import Rows
 from unetflow.stages.truth_map import TruthMap
 from unetflow.stages.work import Report
 
@@ -80,6 +89,12 @@ class Pair:
         return cls(name, tuple(classes), objects, truth, None, meaning, offset, domain, plain is not None)
 
     @property
+    def has_objects(self) -> bool:
+        """Whether both sides have objects."""
+        is_told = self.truth_objects is not None or self.meaning.kind == "instances"
+        return self.objects is not None and is_told
+
+    @property
     def class_array(self) -> Volume:
         """The class map that components are taken from."""
         return self.classes[0]
@@ -99,15 +114,17 @@ def _offset(segmentation: Volume, truth: Volume) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class CompareBlock:
-    """Count one block: classes, objects, and the warping error of a whole plane."""
+    """Count one block: classes, and the warping error of a whole plane, are reported; pairs of objects are stored."""
 
     pairs: tuple[Pair, ...]
     pieces: Pieces
     foreground: int | None
+    rows: Rows
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
         from unetflow.numerics.contingency import contingency
+        from unetflow.numerics.metrics import unmatched_voxels
 
         index, here = self.pieces.locate(block.number)
         pair = self.pairs[index]
@@ -132,7 +149,10 @@ class CompareBlock:
         report["classes"] = [contingency(classes, truth_classes, is_valid).to_json()]
         objects = self._truth_objects(pair, truth_box, labels[0], truth_classes)
         if pair.objects is not None and objects is not None:
-            report["objects"] = contingency(pair.objects.read(box)[0], objects, is_valid).to_json()
+            table = contingency(pair.objects.read(box)[0], objects, is_valid)
+            if len(table.counts):
+                self.rows.write(block.number, np.stack([*table.pairs.T, table.counts]))
+            report["unmatched"] = unmatched_voxels(table)
         if math.prod(box.shape[:-2]) == 1 and box.shape[-2:] == pair.domain.shape[-2:]:
             report["warping"] = self._warping(classes, truth_classes, is_valid, box)
         return report
@@ -170,7 +190,6 @@ class Tally:
     sections: bool
     is_multilabel: bool
     classes: dict[Any, list[Any]] = field(default_factory=dict)
-    objects: dict[Any, Any] = field(default_factory=dict)
     warping: dict[Any, list[float | None]] = field(default_factory=lambda: defaultdict(list))
     wrong: list[tuple[float, int]] = field(default_factory=list)
     right: list[tuple[float, int]] = field(default_factory=list)
@@ -181,22 +200,17 @@ class Tally:
 
         place = (report["image"], *(report["section"] if self.sections else ()))
         tables = [Contingency.from_json(record) for record in report["classes"]]
-        objects = Contingency.from_json(report["objects"]) if "objects" in report else None
-        self._rank(number, tables, objects)
+        self._rank(number, tables, report.get("unmatched"))
         old = self.classes.get(place)
         self.classes[place] = tables if old is None else [add(a, b) for a, b in zip(old, tables, strict=True)]
-        if objects is not None:
-            self.objects[place] = add(self.objects[place], objects) if place in self.objects else objects
         if "warping" in report:
             self.warping[place].append(report["warping"])
 
-    def _rank(self, number: int, tables: list[Any], objects: Any) -> None:
+    def _rank(self, number: int, tables: list[Any], unmatched: int | None) -> None:
         """Keep the blocks with the most voxels that are wrong: in objects, where there are any."""
-        from unetflow.numerics.metrics import unmatched_voxels
-
         wrong = sum(int(t.counts[t.pairs[:, 0] != t.pairs[:, 1]].sum()) for t in tables)
-        if objects is not None:
-            wrong = unmatched_voxels(objects)
+        if unmatched is not None:
+            wrong = unmatched
         self.wrong = sorted([*self.wrong, (-wrong, number)])[:_N_WORST]
         n_true = sum(int(t.counts[t.pairs[:, 1] > 0].sum()) for t in tables)
         if n_true:
@@ -210,9 +224,9 @@ class Tally:
         """Return the blocks with the fewest wrong voxels for each true one, the best first."""
         return [number for _, number in self.right]
 
-    def scores(self) -> dict[str, Any]:
-        """Return every score; None where it is not defined."""
-        from unetflow.numerics.metrics import class_scores, object_scores, section_scores
+    def scores(self, objects: dict[str, float]) -> dict[str, Any]:
+        """Return every score, those of objects (see `score_objects`) among them; None where it is not defined."""
+        from unetflow.numerics.metrics import class_scores
 
         places = sorted(self.classes)
         if not self.sections:
@@ -220,10 +234,7 @@ class Tally:
             found = self._join_classes([class_scores(t) for t in merged])
         else:
             found = _average([self._join_classes([class_scores(t) for t in self.classes[p]]) for p in places])
-        if self.objects:
-            separate = [self.objects[p] for p in sorted(self.objects)]
-            is_single = len(separate) == 1
-            found |= object_scores(separate[0]) if is_single else section_scores(separate)
+        found |= objects
         warped = [w for p in places for w in self.warping[p]]
         found["warping_error"] = sum(warped) / len(warped) if warped and None not in warped else None  # type: ignore[arg-type]
         return {"sections": len(places) if self.sections else None, "images": self.n_images, **_without_nan(found)}
@@ -246,6 +257,39 @@ class Tally:
             "iou": {str(k): s["iou"].get("1", math.nan) for k, s in enumerate(scores)},
             "dice": {str(k): s["dice"].get("1", math.nan) for k, s in enumerate(scores)},
         }
+
+
+def score_objects(
+    pairs: tuple[Pair, ...], pieces: Pieces, rows: Rows, folder: Path, *, sections: bool, most: int = MOST_RECORDS
+) -> dict[str, float]:
+    """Score the objects of all images, or of all sections, from the pairs that blocks stored.
+
+    Parameters
+    ----------
+    folder : Path
+        Where pairs go that are more than ``most``.
+    """
+    from unetflow.numerics.metrics import pooled_scores
+
+    places = [
+        blocks
+        for index, pair in enumerate(pairs)
+        if pair.has_objects
+        for blocks in _sections(pieces, index, sections=sections)
+    ]
+    found = (score_pairs((rows.read(number) for number in blocks), folder, most) for blocks in places)
+    if len(places) == 1:
+        information, matches = next(found)
+        return {**information, **matches.scores()}
+    return pooled_scores(found) if places else {}
+
+
+def _sections(pieces: Pieces, index: int, *, sections: bool) -> list[range]:
+    """Return the numbers of the blocks of each section of an image, or of all of it."""
+    grid, start, stop = pieces.grids[index], pieces.first[index], pieces.first[index + 1]
+    assert isinstance(grid, BlockGrid)
+    width = math.prod(grid.counts[-2:]) if sections else stop - start
+    return [range(number, number + width) for number in range(start, stop, width)]
 
 
 def _average(sections: list[dict[str, Any]]) -> dict[str, Any]:

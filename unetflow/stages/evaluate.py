@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid
-from unetflow.stages.comparison import CompareBlock, Pair, Tally
+from unetflow.stages.comparison import CompareBlock, Pair, Tally, score_objects
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.inputs import pair_names, without_channels
 from unetflow.stages.kept_scores import keep_scores, places_of
@@ -18,6 +18,7 @@ from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.masks import lay_over
 from unetflow.stages.overlays import write_overlays
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.tables import Rows
 from unetflow.stages.truth_map import ClassForeground, TruthMap
 from unetflow.stages.work import Conditions, Work, open_work
 
@@ -215,10 +216,12 @@ def evaluate(
     ):
         pairs = _with_components(made, work, Path(scratch))
         tally = Tally(len(pairs), made.sections, made.is_multilabel)
-        task = CompareBlock(pairs, made.grids, foreground)
+        longest = max(math.prod(_block_shape(pair, sections=sections)) for pair in pairs)
+        rows = Rows.create(f"{scratch}/pairs", len(made.grids), 3, longest)
+        task = CompareBlock(pairs, made.grids, foreground, rows)
         work.run_pass("compare", task, made.grids, tally.add)
         pictures = {} if overlays is None else {"overlays": write_overlays(pairs, made.grids, tally.worst(), overlays)}
-        scores = tally.scores()
+        scores = tally.scores(score_objects(pairs, made.grids, rows, Path(scratch), sections=sections))
         chosen = {"sections": sections, "foreground": foreground, "class_map": class_map, "mask": mask}
         keep_scores(segmentation, truth, chosen, scores, places_of(pairs, made.grids, tally))
         return {**scores, **pictures, **work.totals()}

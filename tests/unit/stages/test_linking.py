@@ -137,6 +137,6 @@ def test_a_chain_through_many_ranges_has_one_number() -> None:
     for start in range(1, 1000, 7):
         before = np.arange(start - 1, start + 6)  # each goes on from the one before; 0 begins the chain
         found = chain(before, start, n, lambda ids: np.array([numbers[int(i)] for i in ids]))
-        numbers |= dict(zip(range(start, start + 7), found.tolist(), strict=True))
+        numbers.update(zip(range(start, start + 7), found.tolist(), strict=True))
         n += int((before == 0).sum())
     assert set(numbers.values()) == {1}
