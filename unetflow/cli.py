@@ -107,7 +107,9 @@ def init(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="TIFF, a folder or glob of TIFF/PNG/JPEG slices, file.h5:/path, a.n5:/path, .npy, Zarr.")],
+    source: Annotated[
+        str, typer.Argument(help="A TIFF, folder or glob of slices, file.h5:/path, dir.n5:/path, .npy or Zarr.")
+    ],
     target: Annotated[str, typer.Argument(help="The OME-Zarr to write.")],
     axes: AxesOption = None,
     voxel_size: VoxelOption = None,
