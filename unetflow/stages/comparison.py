@@ -260,14 +260,14 @@ class Tally:
 
 
 def score_objects(
-    pairs: tuple[Pair, ...], pieces: Pieces, rows: Rows, folder: Path, *, sections: bool, most: int = MOST_RECORDS
+    pairs: tuple[Pair, ...], pieces: Pieces, rows: Rows, folder: Path, *, sections: bool
 ) -> dict[str, float]:
     """Score the objects of all images, or of all sections, from the pairs that blocks stored.
 
     Parameters
     ----------
     folder : Path
-        Where pairs go that are more than ``most``.
+        Where pairs go that are more than `MOST_RECORDS`.
     """
     from unetflow.numerics.metrics import pooled_scores
 
@@ -277,7 +277,7 @@ def score_objects(
         if pair.has_objects
         for blocks in _sections(pieces, index, sections=sections)
     ]
-    found = (score_pairs((rows.read(number) for number in blocks), folder, most) for blocks in places)
+    found = (score_pairs((rows.read(number) for number in blocks), folder, MOST_RECORDS) for blocks in places)
     if len(places) == 1:
         information, matches = next(found)
         return {**information, **matches.scores()}

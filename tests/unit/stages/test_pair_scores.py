@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from unetflow.numerics.contingency import Contingency, add, contingency
 from unetflow.numerics.metrics import object_scores
 from unetflow.numerics.summation import pairwise_sum
 from unetflow.stages.pair_scores import score_pairs
+from unetflow.stages.score import score
 from unetflow.stages.sorted_runs import Sorter
 
 
@@ -48,6 +50,21 @@ def test_spilled_pairs_score_as_the_whole_table_does(
     found = scores_of([np.stack([*t.pairs.T, t.counts]) for t in tables], folder, most)
     np.testing.assert_equal(found, object_scores(whole))
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("sections", [False, True])
+def test_a_small_budget_changes_no_score_of_a_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(5).random((2, 6, 40, 50))
+    seg, truth = (ndimage.label(ndimage.gaussian_filter(n, 1.2) > 0.5)[0] for n in (noise[0], noise.mean(axis=0)))
+    found = []
+    for most in (2**20, 16):
+        monkeypatch.setattr("unetflow.stages.comparison.MOST_RECORDS", most)
+        found.append({k: v for k, v in score(seg, truth, sections=sections).items() if k != "seconds"})
+    assert found[0] == found[1]
+    assert 0 < found[0]["ap50"] < 1
 
 
 def test_nothing_scores_as_an_empty_table_does(tmp_path: Path) -> None:
