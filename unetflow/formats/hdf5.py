@@ -99,7 +99,7 @@ def _filters(dataset: Any) -> list[tuple[int, str]]:
     """Return number and name of each filter that chunks went through."""
     made = dataset.id.get_create_plist()
     each = [made.get_filter(number) for number in range(made.get_nfilters())]
-    return [(code, name.decode(errors="replace") or str(code)) for code, _, _, name in each]
+    return [(code, name.decode(errors="replace").partition(";")[0] or "one") for code, _, _, name in each]
 
 
 def _refuse_unreadable(dataset: Any, path: str, where: str) -> None:

@@ -28,9 +28,9 @@ def split_source(source: str) -> tuple[str, str | None]:
     >>> split_source("a/*.h5:/volumes/raw"), split_source("scan.n5/s0"), split_source("slices")
     (('a/*.h5', '/volumes/raw'), ('scan.n5', '/s0'), ('slices', None))
     """
-    named = _NAMED.fullmatch(source)
-    if named is not None:
-        return named["file"], "/" + named["dataset"].strip("/")
+    match = _NAMED.fullmatch(source)
+    if match is not None:
+        return match["file"], "/" + match["dataset"].strip("/")
     path = Path(source)
     for folder in (path, *path.parents):
         if folder.suffix.lower() == N5_ENDING:
@@ -45,8 +45,20 @@ def is_hdf5(path: str) -> bool:
 
 
 def is_n5(path: str) -> bool:
-    """Say whether a path is that of an N5 folder."""
-    return Path(path).suffix.lower() == N5_ENDING or os.path.isfile(os.path.join(path, N5_ATTRIBUTES))
+    """Say whether a path is that of an N5 folder: by its name, or attributes in it or one level below."""
+    if Path(path).suffix.lower() == N5_ENDING:
+        return True
+    if not os.path.isdir(path):
+        return False
+    with os.scandir(path) as entries:
+        below = [entry.path for entry in entries if entry.is_dir()]
+    return any(os.path.isfile(os.path.join(folder, N5_ATTRIBUTES)) for folder in (path, *below))
+
+
+def named(path: str, dataset: str) -> str:
+    """Write a source that names a dataset, as `split_source` reads it."""
+    is_split = path.lower().endswith((*HDF5_ENDINGS, N5_ENDING))
+    return f"{path}:{dataset}" if is_split else f"{path}{dataset}"
 
 
 def choose_dataset(path: str, found: Sequence[tuple[str, str]]) -> str:
@@ -68,7 +80,7 @@ def choose_dataset(path: str, found: Sequence[tuple[str, str]]) -> str:
         raise InputError(f"a source must hold an array of two axes or more, got {path} without one; name another file")
     raise InputError(
         f"a dataset must be named where a file holds several, got {path} with {listed(found)}; for instance "
-        f"{path}:{found[0][0]}"
+        f"{named(path, found[0][0])}"
     )
 
 
@@ -77,7 +89,7 @@ def refuse_missing(path: str, dataset: str, what: str, found: Sequence[tuple[str
     if not found:
         cure = "the file holds no array of two axes or more; name another file"
     else:
-        cure = f"name one of {listed(found)}, for instance {path}:{found[0][0]}"
+        cure = f"name one of {listed(found)}, for instance {named(path, found[0][0])}"
     return InputError(f"a dataset must be an array in the file, got {dataset} in {path}, which is {what}; {cure}")
 
 

@@ -83,6 +83,16 @@ def test_several_datasets_are_told_and_a_group_is_none(tmp_path: Path) -> None:
         open_file(f"{tmp_path}/b.n5:/s0")
 
 
+def test_a_folder_without_the_ending_is_known_by_its_attributes(tmp_path: Path) -> None:
+    array = make(tmp_path / "color", "1")
+    for place in ("color", "color/1"):
+        source = open_file(f"{tmp_path}/{place}")
+        np.testing.assert_array_equal(source.read(Box.of_shape(SHAPE)), array)
+    make(tmp_path / "color", "2")
+    with pytest.raises(InputError, match=r"several.*for instance .*/color/1$"):
+        open_file(f"{tmp_path}/color")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "must be JSON"), ("[1]", "JSON object"), ('{"dimensions": [3, 4, 5]}', "tensorstore reads")],
