@@ -140,7 +140,7 @@ def convert(
         )  # fmt: skip
 
     result = run_stage(common, work, needs_cluster=not plan, wants_gpu=False)
-    show(result, common, f"wrote {target}" if not plan else None)
+    show(result, common, f"wrote {target}" if not plan else None, again="")
 
 
 @app.command()

@@ -225,8 +225,8 @@ def _same_command() -> str:
     return shlex.join(["unetflow", *sys.argv[1:]])
 
 
-def show(result: Result, common: Common, advice: str | None) -> None:
-    """Print a result, and leave with 3 where blocks are quarantined."""
+def show(result: Result, common: Common, advice: str | None, *, again: str = " --retry-failed") -> None:
+    """Print a result, and leave with 3 where blocks are quarantined; ``again`` is what tries them once more."""
     if common.as_json:
         typer.echo(json.dumps(result))
     else:
@@ -236,7 +236,7 @@ def show(result: Result, common: Common, advice: str | None) -> None:
     if quarantined:
         typer.echo(
             f"unetflow: finished without {len(quarantined)} blocks: {', '.join(quarantined[:10])}; "
-            f"mend the cause, then:\n  {_same_command()} --retry-failed",
+            f"mend the cause, then:\n  {_same_command()}{again}",
             err=True,
         )
         raise typer.Exit(EXIT_QUARANTINED)

@@ -45,6 +45,11 @@ def save_n5(path: Path, array: np.ndarray) -> str:
     return f"{path}:/raw"
 
 
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    words = (sys.executable, "-m", "unetflow", *words, "--cluster", "none")
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("save", [save_hdf5, save_n5])
 def test_a_stopped_conversion_of_a_dataset_goes_on_to_equal_pixels(tmp_path: Path, save: Any) -> None:
     array = RNG.integers(0, 60000, (6, 150, 130), dtype=np.uint16)
@@ -135,6 +140,18 @@ def test_not_a_number_equals_itself(tmp_path: Path) -> None:
     assert convert(save_hdf5(tmp_path / "a.h5", array), str(tmp_path / "a.zarr"))["blocks_compared"] == 1
 
 
+def test_a_damaged_chunk_ends_with_3_and_the_command_that_tries_again(tmp_path: Path) -> None:
+    save_hdf5(tmp_path / "a.h5", RNG.integers(0, 9, (4, 32, 32)), chunks=(4, 32, 32), compression="gzip")
+    with h5py.File(tmp_path / "a.h5") as file:
+        offset = file["raw"].id.get_chunk_info(0).byte_offset
+    content = bytearray((tmp_path / "a.h5").read_bytes())
+    content[offset + 20 : offset + 60] = bytes(40)
+    (tmp_path / "a.h5").write_bytes(content)
+    ended = command(tmp_path, "convert", "a.h5", "a.zarr")
+    assert ended.returncode == 3
+    assert ended.stderr.rstrip().endswith("unetflow convert a.h5 a.zarr --cluster none")
+
+
 @pytest.mark.parametrize("name", ["s3://bucket/a.h5:/raw", "https://example.org/a.n5/s0"])
 def test_remote_hdf5_and_n5_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="copy it first"):
@@ -152,8 +169,7 @@ def test_a_target_inside_its_n5_source_is_refused(tmp_path: Path) -> None:
 def test_the_command_refuses_a_file_of_several_datasets_with_2_and_writes_nothing(tmp_path: Path) -> None:
     for name in ("raw", "labels"):
         save_hdf5(tmp_path / "a.h5", np.zeros((2, 8, 8), np.uint8), name)
-    command = [sys.executable, "-m", "unetflow", "convert", "a.h5", "a.zarr", "--cluster", "none"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = command(tmp_path, "convert", "a.h5", "a.zarr")
     assert ended.returncode == 2
     assert "/labels (2x8x8 uint8), /raw (2x8x8 uint8)" in " ".join(ended.stderr.split())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.h5"]
