@@ -343,6 +343,9 @@ def verify(
 def report(
     path: Annotated[str | None, typer.Argument(help="Run folder or output of segment [default: RUN].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file [default: beside PATH].")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Where a browser reads the output from: prints a neuroglancer link.")
+    ] = None,
     config: ConfigOption = None,
     sets: SetOption = None,
     run: RunOption = None,
@@ -356,7 +359,7 @@ def report(
     def work() -> dict[str, Any]:
         from unetflow.stages.report import report as stage
 
-        return stage(path or str(common.settings().run_folder), out=out)
+        return stage(path or str(common.settings().run_folder), out=out, url=url)
 
     show(run_stage(common, work), common, "open it in a browser")
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import project
@@ -26,6 +27,8 @@ from typer.testing import CliRunner
 from unetflow.cli import app
 from unetflow.errors import InputError, Interrupted
 from unetflow.stages.convert import convert
+from unetflow.stages.neuroglancer import links
+from unetflow.stages.request import read_record
 from unetflow.stages.segment import segment
 from unetflow.stages.work import Conditions
 from unetflow.storage.lock import acquire_lock
@@ -125,6 +128,13 @@ def test_a_bucket_gets_the_bytes_of_a_local_folder(
     again = segment(settings_in(made), RAW, client, out=out)
     assert again["blocks_skipped"] == again["blocks"] == first["blocks"]
     assert (objects(out), len(objects(out))) == (expected, requests)
+
+    record = read_record(out)
+    assert record is not None
+    layers = json.loads(unquote(links(record, out)[""].partition("#!")[2]))["layers"]
+    assert [layer["source"] for layer in layers] == [
+        f"{place}/|zarr:" for place in (RAW, out, f"{out}/labels/classes", f"{out}/labels/instances")
+    ], "what neuroglancer would read"
 
 
 def test_a_run_that_was_stopped_goes_on(made: Path, expected: dict[str, bytes]) -> None:

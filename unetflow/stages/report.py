@@ -9,7 +9,9 @@ from typing import Any
 from unetflow.errors import InputError
 
 
-def report(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def report(
+    path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, url: str | None = None
+) -> dict[str, Any]:
     """Write the report of a run, or of an output of `segment` with the run that made its model.
 
     Parameters
@@ -19,18 +21,22 @@ def report(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None =
     out : path, optional
         The HTML file; absent: ``RUN/report.html``, or ``NAME.report.html`` beside the output (in the current
         folder where that lies behind a URL).
+    url : str, optional
+        Where a browser reads the output from; absent: ``path`` if that is a URL.
 
     Returns
     -------
     dict
-        ``report``, the file, and its ``bytes``.
+        ``report``, the file, and its ``bytes``; for an output with a URL also ``neuroglancer``, a link that opens it
+        there, or one for each image.
 
     Raises
     ------
     InputError
-        If there is neither a run nor an output.
+        If there is neither a run nor an output, or ``url`` is none.
     """
     from unetflow.stages import report_page as page
+    from unetflow.stages.neuroglancer import links
     from unetflow.stages.report_output import of_output
     from unetflow.stages.report_run import is_run, of_run
     from unetflow.stages.request import read_record
@@ -38,8 +44,14 @@ def report(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None =
     from unetflow.storage.store import is_url, normalise
 
     place = normalise(path)
+    if url is not None and not is_url(url):
+        raise InputError(f"a browser reads an output from a URL, got {url}; give https://, s3:// or gs://")
     record = read_record(place)
+    if url is None and is_url(place):
+        url = place
+    opened: dict[str, str] = {}
     if record is not None:
+        opened = links(record, url) if url is not None else {}
         target = Path(out) if out else Path(_stem(place) if is_url(place) else f"{_stem(place, whole=True)}")
         target = target if out else target.with_name(f"{target.name}.report.html")
         subtitle, keys, sections = of_output(record)
@@ -55,7 +67,8 @@ def report(path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None =
         raise InputError(f"a report needs a run folder or an output of unetflow segment, got neither at '{place}'")
     content = page.page(title, subtitle, [keys, *sections]).encode()
     write_whole(target.absolute(), memoryview(content))
-    return {"report": str(target), "bytes": len(content)}
+    shown: str | dict[str, str] | None = opened.get("") or opened or None
+    return {"report": str(target), "bytes": len(content), **({"neuroglancer": shown} if shown else {})}
 
 
 def _is_model_of(request: dict[str, Any], run: Path) -> bool:
