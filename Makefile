@@ -8,9 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint bench bench-train soak test-browser test-gpu test-slurm test-slurm-slow clean
+.PHONY: help install demo test lint bench bench-train soak test-browser test-gpu test-slurm test-slurm-slow release-check clean
 help:
-	@echo 'make demo | test | lint | bench | bench-train | soak | test-browser | test-gpu | test-slurm | test-slurm-slow | install | clean'
+	@echo 'make demo | test | lint | bench | bench-train | soak | test-browser | test-gpu | test-slurm | test-slurm-slow | release-check | install | clean'
 
 install: $(INSTALLED)
 
@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 	$(BIN)/unetflow demo
 
 test: $(INSTALLED)
-	$(TESTS) -m 'not slurm and not gpu and not soak and not browser' --cov=unetflow --cov-fail-under=85
+	$(TESTS) -m 'not slurm and not gpu and not soak and not browser and not release' --cov=unetflow --cov-fail-under=85
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -64,6 +64,10 @@ test-slurm: $(INSTALLED)
 
 test-slurm-slow: $(INSTALLED)
 	$(TESTS) tests/slurm -m 'slurm and slow' --timeout=1200
+
+# Builds wheel and sdist, and runs the smallest workflow from the wheel in an environment that holds nothing else.
+release-check: $(INSTALLED)
+	$(TESTS) tests/release -m release --timeout=0
 
 clean:
 	rm -rf .venv build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
