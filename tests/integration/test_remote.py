@@ -36,7 +36,7 @@ from unetflow.storage.objects import Objects
 
 BUCKET = "s3://volumes"
 RAW = f"{BUCKET}/raw.zarr"
-SHAPE = (2, 70, 300)  # long enough for a pyramid
+SHAPE = (1, 70, 300)  # long enough for a pyramid; the server takes its time for each object
 SMALL_BLOCKS = {"shard": [1, 64, 128], "chunk": [1, 32, 64]}
 
 
