@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unetflow.storage.voxels import Volume
 
 Key = tuple[str, Shape]
+_ENTRY_BYTES = 1024  # key, header and one value
 
 
 class ChunkCache:
@@ -34,8 +35,7 @@ class ChunkCache:
     Parameters
     ----------
     budget : int
-        Bytes of voxels that are kept.
-
+        Bytes of voxels that are kept. A chunk of one value, as those around a specimen are, takes hardly any.
     """
 
     def __init__(self, budget: int) -> None:
@@ -85,7 +85,7 @@ class ChunkCache:
         for step in np.ndindex(*(b - a + 1 for a, b in zip(low, high, strict=True))):
             index = tuple(a + i for a, i in zip(low, step, strict=True))
             part = _box_of(volume, index, index).relative_to(whole)
-            self._keep((volume.path, index), voxels[(slice(None), *part.slices)].copy())
+            self._keep((volume.path, index), _compact(voxels[(slice(None), *part.slices)]))
 
     def _find(self, key: Key) -> AnyArray | None:
         with self._lock:
@@ -99,10 +99,24 @@ class ChunkCache:
             self._n_fetched += 1
             self._bytes_fetched += chunk.nbytes
             before = self._kept.pop(key, None)
-            self._size += chunk.nbytes - (0 if before is None else before.nbytes)
+            self._size += _cost(chunk) - (0 if before is None else _cost(before))
             self._kept[key] = chunk
             while self._size > self.budget:
-                self._size -= self._kept.popitem(last=False)[1].nbytes
+                self._size -= _cost(self._kept.popitem(last=False)[1])
+
+
+def _compact(voxels: AnyArray) -> AnyArray:
+    """Copy a chunk; one whose bits are all the same becomes one value that is seen everywhere."""
+    bits = voxels.view(f"u{voxels.itemsize}")
+    one = bits[(slice(0, 1),) * bits.ndim]
+    if bits.flat[-1] != one.flat[0] or (bits != one).any():
+        return voxels.copy()
+    return np.broadcast_to(one.copy().view(voxels.dtype), voxels.shape)
+
+
+def _cost(chunk: AnyArray) -> int:
+    """Return the bytes that a kept chunk takes."""
+    return chunk.nbytes if any(chunk.strides) else _ENTRY_BYTES
 
 
 def split_boxes(flags: npt.NDArray[np.bool_]) -> list[tuple[Shape, Shape]]:

@@ -51,6 +51,20 @@ def test_each_chunk_is_fetched_once_where_all_fit(volume: Volume) -> None:
     assert cache.take_counts() == {"chunks": 0, "fetched": 0}
 
 
+def test_chunks_of_one_value_take_no_memory_and_keep_every_bit(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(64, 64), chunks=(16, 16), dtype="float32", fill_value=np.nan)
+    array[:16] = -0.0
+    array[16:32, :32] = 0.0
+    array[20, 20] = -0.0
+    there = open_volume(str(tmp_path / "a"), axes="yx")
+    cache = ChunkCache(16 * 1024 + 16 * 16 * 4)
+    for _ in range(2):
+        found = there.read_mirrored(there.box, cache=cache)
+        assert np.array_equal(found.view("u4"), there.read_mirrored(there.box).view("u4"))
+    assert cache.take_counts() == {"chunks": 16, "fetched": there.nbytes}
+    assert cache._size == 15 * 1024 + 16 * 16 * 4
+
+
 def test_no_more_bytes_are_kept_than_allowed(volume: Volume) -> None:
     cache = ChunkCache(20_000)
     for box in boxes(2, 20):
