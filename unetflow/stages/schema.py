@@ -9,7 +9,7 @@ from unetflow.settings import Settings
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def project_schema(raw: str | None = None) -> dict[str, Any]:
+def project_schema() -> dict[str, Any]:
     """Return the JSON Schema of the project file.
 
     Returns
