@@ -84,3 +84,25 @@ def ranks(first: Integers, length: int, lines: npt.NDArray[Any], column: int, be
     line = first // length
     within = np.arange(len(first)) - np.searchsorted(line, line)
     return np.asarray(own[line] + within + 1, np.int64)
+
+
+def renumber(
+    ids: npt.NDArray[Any], present: npt.NDArray[np.int64], given: npt.NDArray[np.int64], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Replace ids by the numbers that they were given; 0 stays.
+
+    Parameters
+    ----------
+    ids : ndarray of int
+    present : ndarray of int64, shape (n,)
+        The ids above 0 that there are, sorted.
+    given : ndarray of int64, shape (n,)
+        The number of each.
+
+    Examples
+    --------
+    >>> renumber(np.array([7, 0, 3, 7]), np.array([3, 7]), np.array([1, 5]), "uint32").tolist()
+    [5, 0, 1, 5]
+    """
+    numbers = np.concatenate([[0], given]).astype(dtype)
+    return numbers[np.searchsorted(present, ids, side="right")]

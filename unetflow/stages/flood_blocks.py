@@ -164,11 +164,13 @@ class WriteBlock:
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
+        from unetflow.numerics.ranking import renumber
+
         index, here = self.found.pieces.locate(block.number)
         job = self.found.jobs[index]
         ids = self.found.read(index, here.inner)
         present = np.unique(ids).astype(np.int64)
         present = present[present > 0]
-        numbers = np.concatenate([[0], look_up(self.numbers[index], present - 1)]).astype(job.target.dtype)
-        job.target.write(here.inner, numbers[np.searchsorted(present, ids, side="right")])
+        given = look_up(self.numbers[index], present - 1)
+        job.target.write(here.inner, renumber(ids, present, given, job.target.dtype))
         return {}

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -240,13 +240,14 @@ class LinkBlock:
 
     def __call__(self, block: Block) -> Report:
         """Do one block and report."""
+        from unetflow.numerics.ranking import renumber
+
         index, here = self.pieces.locate(block.number)
         job = self.jobs[index]
         present = self.sizes.read(block.number)[0]
         chains = look_up(self.chains[index], present - 1)
-        numbers = np.concatenate([[0], look_up_any(self.numbers[index], chains - 1)]).astype(job.target.dtype)
-        if numbers.any():
+        given = look_up_any(self.numbers[index], chains - 1)
+        if given.any():
             ids = job.planar.read(here.inner)[0]
-            at: Any = np.searchsorted(present, ids, side="right")
-            job.target.write(here.inner, numbers[at])
+            job.target.write(here.inner, renumber(ids, present, given, job.target.dtype))
         return {}
