@@ -68,6 +68,8 @@ class Forks:
         code = int(self._process.stdout.readline())
         told = self._told.read_text()
         self._told.unlink()
+        if "Timeout (" in told:
+            print(told)  # whole: what it hung in
         return Ended(code, told)
 
     def __enter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -62,6 +63,30 @@ def _environment() -> dict[str, str | None]:
     from unetflow.runtime.environment import THREAD_VARIABLES
 
     return {name: os.environ.get(name) for name in THREAD_VARIABLES}
+
+
+def test_a_worker_that_dies_while_its_nanny_still_starts_is_brought_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's nanny leaves it dead (2026.7.1), and a run would wait for it until it gives up."""
+    from distributed import Nanny
+
+    start, killed = Nanny.start_unsafe, list[int]()
+
+    async def die(nanny: Nanny) -> Nanny:
+        result: Nanny = await start(nanny)
+        if nanny.pid is not None and not killed:
+            killed.append(nanny.pid)
+            os.kill(nanny.pid, signal.SIGKILL)
+            while nanny.pid is not None:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the nanny has been told by now
+        return result
+
+    monkeypatch.setattr(Nanny, "start_unsafe", die)
+    with open_client("local", workers=1) as client:
+        assert client is not None
+        client.wait_for_workers(1, timeout=30)
+        assert client.submit(os.getpid).result(timeout=30) not in killed
+    assert len(killed) == 1
 
 
 def test_an_address_without_a_scheduler_is_refused() -> None:

@@ -23,6 +23,7 @@ from unetflow.runtime.environment import (
     quieten,
     start_resource_tracker,
 )
+from unetflow.runtime.nannies import watch_nannies
 from unetflow.runtime.security import LOOPBACK, run_security, security_of_files
 from unetflow.runtime.worker import LOG_FOLDER
 
@@ -114,6 +115,7 @@ def _start(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Client:
         # dask-cuda gives each worker an environment of its own, but lets it inherit this one.
         lend_environment(stack, {**environ, **({LOG_FOLDER: logs} if logs else {})})
         cluster = start(spec, stack, logs)
+        watch_nannies(cluster)
     else:
         from unetflow.runtime.jobqueue import start_jobqueue
 
@@ -176,7 +178,6 @@ def _start_cuda(spec: ClusterSpec, stack: ExitStack, logs: str | None) -> Any:
 def _kill_workers(cluster: Any) -> None:
     """End the workers at once: after an error nobody wants the blocks that still run."""
     for nanny in cluster.workers.values():
-        nanny.auto_restart = False
         with suppress(ProcessLookupError, TypeError):
             os.kill(nanny.pid, signal.SIGKILL)
 
