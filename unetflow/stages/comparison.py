@@ -113,7 +113,7 @@ def _offset(segmentation: Volume, truth: Volume) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class CompareBlock:
+class ScoreBlock:
     """Count one block: classes, and the warping error of a whole plane, are reported; pairs of objects are stored."""
 
     pairs: tuple[Pair, ...]

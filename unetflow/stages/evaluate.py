@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid
-from unetflow.stages.comparison import CompareBlock, Pair, Tally, score_objects
+from unetflow.stages.comparison import ScoreBlock, Pair, Tally, score_objects
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.inputs import pair_names, without_channels
 from unetflow.stages.kept_scores import keep_scores, places_of
@@ -218,7 +218,7 @@ def evaluate(
         tally = Tally(len(pairs), made.sections, made.is_multilabel)
         longest = max(math.prod(_block_shape(pair, sections=sections)) for pair in pairs)
         rows = Rows.create(f"{scratch}/pairs", len(made.grids), 3, longest)
-        task = CompareBlock(pairs, made.grids, foreground, rows)
+        task = ScoreBlock(pairs, made.grids, foreground, rows)
         work.run_pass("compare", task, made.grids, tally.add)
         pictures = {} if overlays is None else {"overlays": write_overlays(pairs, made.grids, tally.worst(), overlays)}
         scores = tally.scores(score_objects(pairs, made.grids, rows, Path(scratch), sections=sections))
