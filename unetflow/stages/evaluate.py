@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid
-from unetflow.stages.comparison import ScoreBlock, Pair, Tally, score_objects
+from unetflow.stages.comparison import Pair, ScoreBlock, Tally, score_objects
 from unetflow.stages.components import Labelling, label_volumes
 from unetflow.stages.inputs import pair_names, without_channels
 from unetflow.stages.kept_scores import keep_scores, places_of
