@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from newcomer import Made, make_project  # noqa: E402
+from newcomer import Made, make_project
 
 
 @pytest.fixture(scope="session")
