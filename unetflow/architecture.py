@@ -127,8 +127,8 @@ class UNetSpec:
         """Rebuild a record from the JSON that `to_dict` gives."""
         try:
             return cls.build(**numbers)
-        except TypeError as cause:
-            raise InputError(f"a model's architecture record has a key of no use: {cause}") from None
+        except (TypeError, OverflowError) as cause:  # the second for a length that is Infinity
+            raise InputError(f"a model's architecture record has a key or value of no use: {cause}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON types."""

@@ -104,6 +104,8 @@ def test_tensors_that_are_no_model_of_ours_are_refused(model: UNet, tmp_path: Pa
         {"architecture": {"depth": "deep"}},
         {"architecture": {"wings": 2}},
         {"architecture": {"depth": 1, "pool": [["x", 2]]}},
+        {"architecture": {"depth": 1, "pool": [[float("inf"), 2]]}},
+        {"architecture": {"depth": 1, "kernel": [[float("inf")]]}},
         {"architecture": UNetSpec.build(depth=2, base_channels=2).to_dict()},
     ]
     for record in records:
