@@ -69,6 +69,7 @@ def make_project(folder: Path) -> Made:
         make_tissue("raw.zarr", "labels.zarr", SHAPE, seed=3, voxel_size=VOXEL_SIZE)
         settings = load_settings()
         results = {
+            "convert": unetflow.convert("raw.zarr", "converted.zarr"),
             "prepare": unetflow.prepare(settings),
             "train": unetflow.train(settings),
             "segment": unetflow.segment(settings, "raw.zarr"),
