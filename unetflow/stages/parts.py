@@ -28,6 +28,7 @@ from unetflow.stages.pieces import Pieces, Some
 
 if TYPE_CHECKING:
     from unetflow.storage.ledger import Ledger
+    from unetflow.storage.lock import Lock
 
 FOLDER, SHARED = "parts", "shared"
 CREATE_SECONDS = 120.0
@@ -130,8 +131,8 @@ def _added(took: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def open_part(
     part: Part, place: str, main: str, fingerprint: dict[str, Any]
-) -> Iterator[tuple[Ledger, Ledger | None]]:
-    """Hold lock and ledger of a part; yields it, and the ledger of an earlier whole run.
+) -> Iterator[tuple[Ledger, Ledger | None, Lock]]:
+    """Hold lock and ledger of a part; yields the ledger, that of an earlier whole run, and the lock.
 
     Parameters
     ----------
@@ -154,13 +155,13 @@ def open_part(
             "begun; take that number, or give the command without --part, which joins what is done"
         )
     own = store.join(place, FOLDER, part.name)
-    with acquire_lock(own):
+    with acquire_lock(own) as lock:
         refuse_held(place)
         is_new = not has_ledger(own)
         try:
             before = peek_ledger(main, fingerprint)
             with open_ledger(own, fingerprint) as ledger:
-                yield ledger, before
+                yield ledger, before, lock
         except InputError:
             if is_new:
                 folders.remove(own)

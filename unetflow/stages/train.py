@@ -182,7 +182,7 @@ def train(
             most=settings.train.batch_size,
             accelerators=accelerators,
             on_event=on_event,
-            should_stop=conditions.should_stop,
+            should_stop=work.conditions.should_stop,
         )
     if result.get("is_stopped"):
         raise Interrupted(f"training stopped after step {result['step']} of {made.steps}; a checkpoint is written")

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,6 +239,7 @@ def open_work(
     part : Part, optional
         Do only a part of the blocks; the ledger of an earlier whole run counts too.
     """
+    from unetflow.stages.holding import WhileHeld
     from unetflow.stages.parts import first_start, open_part, take_over
     from unetflow.storage import folders
     from unetflow.storage.ledger import has_ledger, open_ledger
@@ -247,13 +248,15 @@ def open_work(
     place = private_place(folder)
     own = private_place(folder, stage)
     if part is not None:
-        with open_part(part, place, own, fingerprint) as (ledger, before):
+        with open_part(part, place, own, fingerprint) as (ledger, before, lock):
             start = partial(first_start, place, fingerprint)
-            yield Work(stage, ledger, conditions, retry_failed, before, start)
+            held = replace(conditions, should_stop=WhileHeld(lock, place, conditions.should_stop))
+            yield Work(stage, ledger, held, retry_failed, before, start)
         return
     is_new = False
     try:
-        with acquire_lock(place):
+        with acquire_lock(place) as lock:
+            conditions = replace(conditions, should_stop=WhileHeld(lock, place, conditions.should_stop))
             is_new = not has_ledger(own)
             try:
                 with open_ledger(own, fingerprint, overwrite=overwrite) as ledger:
