@@ -48,6 +48,15 @@ class Faulty(Marked):
 
 
 @dataclass(frozen=True)
+class Gated(Marked):
+    """Starts, and waits until the file ``go`` is there."""
+
+    def before(self, block: Block) -> None:
+        while not Path(self.folder, "go").exists():
+            time.sleep(0.01)
+
+
+@dataclass(frozen=True)
 class Staged(Faulty):
     """The same in three steps; the fault is in ``step``. Reports when each step began and ended."""
 
@@ -95,6 +104,11 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _die_late() -> None:
+    time.sleep(0.5)  # others wait on this worker by now
+    _die()
+
+
 def _exit() -> None:
     os._exit(3)
 
@@ -104,6 +118,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "full disk": _full_disk,
     "refuse": _refuse,
     "die": _die,
+    "die late": _die_late,
     "exit": _exit,
 }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from block_tasks import Faulty, Marked, Staged, count
+from block_tasks import Faulty, Gated, Marked, Staged, count
 
 from unetflow.errors import InputError, Interrupted, StageError
 from unetflow.geometry import Block, BlockGrid, Box
@@ -131,6 +133,32 @@ def test_a_block_that_kills_its_workers_is_quarantined_and_no_other(
     assert sorted(reports) == [0, 1, 3, 4, 5, 6, 7]
     assert count(tmp_path, "started", 2) <= 3
     assert "worker process died" in bad[2]["error"]
+
+
+def test_blocks_that_wait_beside_one_that_kills_are_not_blamed(two_workers: Any, tmp_path: Path) -> None:
+    reports: Reports = {}
+    bad: Reports = {}
+    result = run_pass(
+        Faulty(str(tmp_path), numbers=(2,), fault="die late"),
+        grid(8),
+        client=two_workers,
+        record=reports.__setitem__,
+        quarantine=bad.__setitem__,
+        name="p",
+        retries=0,
+        run_length=1,
+    )
+    assert (result.quarantined, sorted(reports)) == ((2,), [0, 1, 3, 4, 5, 6, 7])
+
+
+def test_a_failed_block_is_tried_on_another_worker(
+    two_workers: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_workers.wait_for_workers(2, timeout=60)  # an earlier test may have killed one
+    with pytest.raises(StageError, match="poison"):
+        run_pass(Faulty(str(tmp_path), numbers=(0,)), grid(1), client=two_workers, record=lambda *_: None, name="p")
+    first, second, third = re.findall(r"block 0, on (tls://\S+): ", caplog.text)
+    assert first == third != second
 
 
 def test_workers_killed_from_outside_cost_at_most_their_blocks(two_workers: Any, tmp_path: Path) -> None:
@@ -338,6 +366,32 @@ def test_a_stop_leaves_what_is_not_done_to_the_next_run(two_workers: Any, tmp_pa
     assert count(tmp_path, "started") == 40
 
 
+def test_after_a_stop_no_block_starts_that_waits_on_a_worker(
+    two_workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, go = OnCluster.stop, tmp_path / "go"
+
+    def stop_and_let_go(executor: OnCluster) -> None:
+        stop(executor)
+        go.touch()
+
+    monkeypatch.setattr(OnCluster, "stop", stop_and_let_go)
+    late = threading.Timer(5.0, go.touch)  # whatever comes: no block waits for ever
+    late.start()
+    with pytest.raises(Interrupted):
+        run_pass(
+            Gated(str(tmp_path)),
+            grid(40),
+            client=two_workers,
+            record=lambda *_: None,
+            name="p",
+            run_length=3,
+            should_stop=lambda: count(tmp_path, "started") == 2,
+        )
+    late.cancel()
+    assert count(tmp_path, "started") == count(tmp_path, "finished") == 2
+
+
 def test_the_deadline_stops_new_blocks(two_workers: Any, tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="deadline"):
         run_pass(
@@ -407,6 +461,7 @@ def test_a_lost_scheduler_or_the_loss_of_all_workers_never_looks_like_success(
     ):
         run_pass(Marked(str(folder), 0.05), grid(40), client=client, record=record, name="p", patience=2.0)
     assert 3 <= len(reports) < 40
+    assert squares(reports) == {n: n**2 for n in sorted(reports)}, "what was lost was taken for done"
 
 
 class Driver:
