@@ -145,6 +145,7 @@ def test_a_worker_without_a_nanny_that_hangs_is_ended_too(tmp_path: Path) -> Non
             env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
+            client.wait_for_workers(1, timeout=60)
             with pytest.raises(Interrupted, match="no worker was there"):
                 run(client, tmp_path, "hang", block_seconds=2.0, patience=1.0)
             assert worker.wait(30) == -signal.SIGKILL

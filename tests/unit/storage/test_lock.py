@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -144,6 +146,59 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(won) == 1
+
+
+def test_nobody_looks_at_a_stale_lock_while_another_takes_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(tmp_path, replace(Holder.this_process(), started="1"))
+    won: list[str] = []
+    over = threading.Event()
+
+    def come_second() -> None:
+        with suppress(LockedError), acquire_lock(tmp_path):
+            won.append("second")
+            over.wait()
+
+    second = threading.Thread(target=come_second)
+    is_stale = module.is_stale
+
+    def let_the_second_try(found: Holder | None, age: float) -> bool:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)  # time enough to be through, if nothing holds it
+        return is_stale(found, age)
+
+    monkeypatch.setattr(module, "is_stale", let_the_second_try)
+    with suppress(LockedError), acquire_lock(tmp_path):
+        won.append("first")
+        over.set()
+        second.join()
+    over.set()
+    second.join()
+    assert won == ["first"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_lock_that_came_into_being_meanwhile_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    """Where a file system knows no flock, another may come between the look and the making."""
+    other = replace(Holder.this_process(), host="another")
+
+    def come_between(name: str) -> None:
+        if name == "half-lock":
+            leave(tmp_path, other)
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(module, "fail_point", come_between)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_link)
+    with pytest.raises(LockedError, match="on host another"), acquire_lock(tmp_path):
+        pass
+    assert module._read(tmp_path / FILE_NAME) == other
 
 
 def test_a_lock_does_not_outlive_its_killed_holder(tmp_path: Path) -> None:
