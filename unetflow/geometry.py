@@ -353,6 +353,6 @@ def parse_roi(text: str, shape: Sequence[int]) -> Box:
     if box.size == 0 or not Box.of_shape(shape).contains(box):
         raise InputError(
             f"a region of interest must lie inside the volume 0:{',0:'.join(map(str, shape))} "
-            f"and hold a voxel, got '{text}'"
+            f"and hold a voxel, got '{text}'; give numbers within it"
         )
     return box

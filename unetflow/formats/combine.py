@@ -84,8 +84,8 @@ class Grey(Source):
         voxels = np.moveaxis(self.colour.read(Box(start, stop)), axis, 0)
         if any(not np.array_equal(voxels[0], other) for other in voxels[1:3]):
             raise InputError(
-                f"axes {self.axes} leave out the channels, which only grey pictures allow; {self.path} has "
-                "colours; add c to the axes"
+                f"axes {self.axes} leave out the channels, which only grey pictures allow, got {n_channels} that "
+                f"differ in {self.path}; add c to the axes, or z where they are the planes of a stack"
             )
         return np.ascontiguousarray(voxels[0])
 

@@ -123,7 +123,7 @@ def class_target(
         if not 0 <= value < n_classes:
             raise InputError(
                 f"labels must be class indices from 0 to {n_classes - 1}, got {int(value)}; "
-                "add it to class_map or to ignore"
+                "add it to class_map, as in {0 = 0, 255 = 1}, or to ignore"
             )
     return classes.astype(np.uint8, copy=False)
 

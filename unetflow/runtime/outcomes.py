@@ -151,12 +151,13 @@ def _inspect(task: Any, block: Block | None) -> dict[str, Any] | None:
 
 
 def _room_left(error: OSError) -> str:
-    """Name the bytes left where a write found the disk full."""
+    """Name the bytes left where a write found the disk full, and the cure."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not error.filename:
         return ""
     folder = os.path.dirname(os.path.abspath(os.fsdecode(error.filename)))
     with suppress(OSError):
-        return f" ({shutil.disk_usage(folder).free} bytes are free in {folder})"
+        free = shutil.disk_usage(folder).free
+        return f" ({free} bytes are free in {folder}; make room, then give the same command again)"
     return ""
 
 

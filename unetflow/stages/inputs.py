@@ -129,7 +129,10 @@ def _make_item(number: int, data: Data, name: str, raw: Volume, labels: Volume, 
     where = f"data {number}" + (f", image {name}" if name else "")
     kind = np.dtype(labels.dtype).kind
     if kind not in "iub":
-        raise InputError(f"{where}: labels must be integers, got {labels.dtype} in {labels.path}; make them so")
+        raise InputError(
+            f"{where}: labels must be integers, got {labels.dtype} in {labels.path}; save them as "
+            "integers, for instance with .astype(numpy.uint32)"
+        )
     if raw.grid_axes != labels.grid_axes:
         raise InputError(
             f"{where}: raw and labels must have the same axes, got {raw.grid_axes} and {labels.grid_axes}; give axes"
@@ -172,8 +175,8 @@ def _label_offset(where: str, raw: Volume, labels: Volume, roi: Box | None) -> t
         return roi.start
     if labels.shape != raw.shape:
         raise InputError(
-            f"{where}: labels must have the shape of the raw volume {raw.shape}, a translation, or the shape of roi; "
-            f"got {labels.shape} in {labels.path}"
+            f"{where}: labels must have the shape of the raw volume {raw.shape}, or that of roi, got {labels.shape} in "
+            f"{labels.path}; where they cover a part of it, say which one with roi or a translation"
         )
     return (0,) * raw.ndim
 

@@ -24,7 +24,10 @@ def image_names(out: str) -> list[str]:
 
     root = store.find_node(out)
     if root is None:
-        raise InputError(f"an output of unetflow segment is an OME-Zarr image or a group of them, got none at '{out}'")
+        raise InputError(
+            f"an output of unetflow segment is an OME-Zarr image or a group of them, got none at '{out}'; segment "
+            "first, or name another"
+        )
     if "ome" in root.attributes or store.find_node(store.join(out, "labels")) is not None:
         return [""]
     names = [n for n in store.list_names(out) if _is_image(store.join(out, n))]

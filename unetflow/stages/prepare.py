@@ -154,7 +154,10 @@ def _class_weights(settings: Settings, census: Census, kind: str, n_classes: int
         return np.ones((n_classes, 2) if kind == "multilabel" else n_classes)
     weights = multilabel_weights(counts, n_valid) if kind == "multilabel" else class_weights(counts)
     for k in np.flatnonzero(counts == 0):
-        log.warning("class %d has no voxel in the training data and weighs 0", k)
+        log.warning(
+            "class %d has no voxel in the training data, weighs 0 and will not be learnt; do the labels hold it, "
+            "within roi and mask, and are raw and labels the right way round?", k,
+        )  # fmt: skip
     if (weights >= 1000).any():
         log.warning("a class is so rare that its weight is capped at 1000")
     return np.asarray(weights)

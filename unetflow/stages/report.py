@@ -64,7 +64,9 @@ def report(
         subtitle, keys, sections = of_run(Path(place))
         title = Path(place).name
     else:
-        raise InputError(f"a report needs a run folder or an output of unetflow segment, got neither at '{place}'")
+        raise InputError(
+            f"a report needs a run folder or an output of unetflow segment, got neither at '{place}'; name one of them"
+        )
     content = page.page(title, subtitle, [keys, *sections]).encode()
     write_whole(target.absolute(), memoryview(content))
     shown: str | dict[str, str] | None = opened.get("") or opened or None
