@@ -196,8 +196,8 @@ class Segment(Record):
     chunk: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
     shard: Lengths | None = Field(None, description="of the outputs, per spatial axis, in voxels")
     missing: Literal["fill", "refuse"] = Field("fill", description="what chunks that are not stored are: fill value")
-    voxel_size: Literal["tell", "refuse"] = Field(
-        "tell", description="what to do about a volume whose voxels are not those that the model was trained on"
+    voxel_size: Literal["tell", "resample", "refuse"] = Field(
+        "tell", description="a volume's voxels are not the model's: tell; resample what the network sees; refuse"
     )
     tile: Lengths | None = Field(None, description="kept voxels of one forward pass per spatial axis")
     memory: Amount = Field(

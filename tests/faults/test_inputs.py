@@ -196,7 +196,7 @@ def test_missing_chunks_are_counted_filled_and_refused_where_that_is_asked(raw: 
     assert json.loads(done.stdout)["missing_chunks"] == 2
 
 
-def test_other_voxels_than_the_models_are_told_or_refused(
+def test_other_voxels_than_the_models_are_told_resampled_or_refused(
     raw: Path, segment: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from unetflow.storage.ngff import create_image
@@ -209,8 +209,17 @@ def test_other_voxels_than_the_models_are_told_or_refused(
     with caplog.at_level("WARNING"):
         told = segment(tmp_path / "other.zarr", "--plan")
     assert told.exit_code == 0, told.stderr
-    assert "(0.1, 0.02, 0.02)" in caplog.text + told.stderr
-    refused(segment(tmp_path / "other.zarr", "--set", "segment.voxel_size=refuse"), "resample", "(0.1, 0.02, 0.02)")
+    assert "(0.02, 0.02)" in caplog.text + told.stderr
+    assert 'segment.voxel_size = "resample"' in caplog.text + told.stderr
+    refused(segment(tmp_path / "other.zarr", "--set", "segment.voxel_size=refuse"), "resample", "(0.02, 0.02)")
+    # The raw volume of the test says no voxel size.
+    refused(segment(raw, "--set", "segment.voxel_size=resample"), "untold size", "--voxel-size")
+    assert not (tmp_path / "out.zarr").exists()
+    planned = segment(tmp_path / "other.zarr", "--set", "segment.voxel_size=resample", "--plan")
+    assert json.loads(planned.stdout)["resampled_by"] == [1.0, 0.5, 0.5], planned.stderr
+    done = segment(tmp_path / "other.zarr", "--set", "segment.voxel_size=resample")
+    assert done.exit_code == 0, done.stderr
+    assert zarr.open_array(tmp_path / "out.zarr" / "0").shape[1:] == SHAPE
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class AxisReads:
     chunk, length : int
         Of the volume, in voxels.
     outer : int
-        Voxels that a block reads at most, mirrored ones too.
+        Voxels, as the network sees them, that a block reads at most, mirrored ones too.
     """
 
     low: Integers
@@ -122,27 +122,35 @@ class Reads:
 
 def plan_reads(image: Image, tiling: Tiling) -> Reads:
     """Work out what each block of an image reads, axis by axis."""
-    volume = image.volume
-    lead = tiling.n_lead
-    before = (0,) * lead + tuple(o + b for o, b in zip(tiling.lead_in, tiling.halo[0], strict=True))
-    lengths = (1,) * lead + tiling.input_shape
+    volume, n_axes = image.volume, image.domain.ndim
     axes = []
     for axis, n in enumerate(image.domain.shape):
         start = np.arange(0, n, image.block[axis], dtype=np.int64)
         stop = np.minimum(start + image.block[axis], n)
         step, tile = tiling.step[axis], tiling.tile[axis]
-        origin = image.domain.start[axis] - before[axis]
-        low = origin - (tile - 1 - start) // step * step
-        high = origin + (stop - 1) // step * step + lengths[axis]
-        axes.append(_chunks(low, high, volume.chunk[axis], volume.shape[axis]))
+        low, _ = tiling.along(axis, -((tile - 1 - start) // step))[2]
+        _, high = tiling.along(axis, (stop - 1) // step)[2]
+        axes.append(_chunks(low, high, volume.chunk[axis], volume.shape[axis], (tiling.ratio or (1.0,) * n_axes)[axis]))
     return Reads(tuple(axes), volume.n_channels * np.dtype(volume.dtype).itemsize)
 
 
-def _chunks(low: Integers, high: Integers, chunk: int, length: int) -> AxisReads:
+def _chunks(low: Integers, high: Integers, chunk: int, length: int, ratio: float) -> AxisReads:
     """Turn ranges that may leave the volume into the chunks that are read, mirrored voxels among them."""
+    outer = int((high - low).max())
+    if ratio != 1:
+        from unetflow.numerics.rescale import reach, rescaled_length
+
+        low, high = _inside(low, high, rescaled_length(length, ratio))
+        low, high = reach(low, ratio)[0], reach(high - 1, ratio)[1]
+    first, beyond = _inside(low, high, length)
+    return AxisReads(first // chunk, -(-beyond // chunk), chunk, length, outer)
+
+
+def _inside(low: Integers, high: Integers, length: int) -> tuple[Integers, Integers]:
+    """Return the voxels of an axis that ranges hold, mirrored where they leave it."""
     first = np.maximum(np.where(high > length, np.minimum(low, 2 * length - 1 - high), low), 0)
     beyond = np.minimum(np.where(low < 0, np.maximum(high, 1 - low), high), length)
-    return AxisReads(first // chunk, -(-beyond // chunk), chunk, length, int((high - low).max()))
+    return first, beyond
 
 
 def choose_brick(image: Image, tiling: Tiling, cache: int = CHUNK_CACHE_BYTES) -> Shape:

@@ -55,6 +55,7 @@ def collect_facts(
         "axes": first.raw.grid_axes,
         "dims": spec.dims,
         "voxel_size": list(first.raw.voxel_size),
+        "unit": first.raw.unit,
         "dtype": first.raw.dtype,
         "class_counts": {str(k): n for k, n in sorted(census.counts.items())},
         "class_weights": class_weights.tolist(),

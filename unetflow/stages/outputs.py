@@ -62,7 +62,10 @@ def _create(made: Plan, image: Image, provenance: dict[str, Any], *, is_new: boo
 
     wanted = made.settings.segment.outputs
     root = made.folder_of(image)
-    attributes = {"unetflow": {**provenance, "input": image.volume.digest(), "tile": list(image.tile)}}
+    of_image = {"input": image.volume.digest(), "tile": list(image.tile)}
+    if image.ratio:
+        of_image["resampled_by"] = list(image.ratio)
+    attributes = {"unetflow": {**provenance, **of_image}}
     common = _common(image)
     axes = image.volume.grid_axes
     probabilities: Levels = ()

@@ -3,7 +3,7 @@
 ::
 
     load      mask, raw voxels of all tiles, mirrored      reader thread, a block ahead
-    compute   tile -> normalise -> network -> quantise     the task
+    compute   tile -> normalise -> network -> quantise     the task (resampled before and after, where voxels differ)
     store     probabilities, classes                       writer thread, a block behind
 """
 
@@ -25,6 +25,7 @@ from unetflow.stages.inspection import inspect_box
 from unetflow.stages.masks import Mask
 from unetflow.stages.outputs import Output
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.resampled import Resampled
 from unetflow.stages.tile_runner import Array, Float32, Loaded, Normalisation, TileRunner, hull, kept_for
 from unetflow.stages.tiles import Tile, Tiling
 from unetflow.stages.work import Report
@@ -47,6 +48,8 @@ class Image:
         Of the outputs, per grid axis.
     block : tuple of int
         What one unit of work writes, per grid axis: whole shards, and whole tiles where they fit.
+    ratio : tuple of float
+        Length of a voxel that the network sees in voxels of the volume, per grid axis; empty where it sees these.
     """
 
     name: str
@@ -57,6 +60,12 @@ class Image:
     chunk: Shape
     shard: Shape
     block: Shape
+    ratio: tuple[float, ...] = ()
+
+    @property
+    def seen(self) -> Volume | Resampled:
+        """What the network sees."""
+        return Resampled(self.volume, self.ratio) if self.ratio else self.volume
 
 
 @dataclass(frozen=True)
@@ -122,9 +131,9 @@ class PredictBlock:
         inside = None if image.mask is None else image.mask.read(box)
         tiles = [t for t in self.tilings[index].touching(box) if inside is None or _holds(inside, box, t)]
         if not tiles:
-            return Loaded([], box, np.zeros(0, image.volume.dtype), inside)
+            return Loaded([], box, np.zeros(0, image.seen.dtype), inside)
         outer = hull([tile.source for tile in tiles])
-        raw = image.volume.read_mirrored(outer, cache=kept_for(self.token, self.cache).chunks)
+        raw = image.seen.read_mirrored(outer, cache=kept_for(self.token, self.cache).chunks)
         return Loaded(tiles, outer, raw, inside)
 
     def compute(self, block: Block, loaded: Loaded) -> Predicted:

@@ -22,6 +22,7 @@ from unetflow.stages.masks import inside, lay_over
 from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.predict import Image
 from unetflow.stages.probe import estimate
+from unetflow.stages.resampled import voxel_ratio
 from unetflow.stages.tile_choice import choose_tile
 from unetflow.stages.tiles import Tiling
 
@@ -70,7 +71,7 @@ class Plan:
     def tiling_of(self, image: Image) -> Tiling:
         """Return where an image's tiles stand."""
         chosen = self.settings.segment
-        return Tiling(self.spec, image.domain, image.tile, chosen.tta, chosen.mode, chosen.overlap)
+        return Tiling(self.spec, image.domain, image.tile, chosen.tta, chosen.mode, chosen.overlap, image.ratio)
 
     @cached_property
     def bricks(self) -> tuple[Shape, ...]:
@@ -134,6 +135,7 @@ class Plan:
             "tiles": figures.n_tiles,
             "tile": list(first.tile[-self.spec.dims :]),
             "tile_input": list(self.tiling_of(first).input_shape),
+            **({"resampled_by": list(first.ratio)} if first.ratio else {}),
             "work_factor": round(figures.work_factor, 3),
             "memory_worker": figures.memory.in_words(),
             "read": format_bytes(figures.bytes_read),
@@ -229,8 +231,8 @@ def _plan_image(
             f"the volume must have the {spec.in_channels} channels that the model was trained on, got "
             f"{volume.n_channels} in {volume.path} (axes {volume.axes}); choose another volume or give --axes"
         )
-    _compare_voxels(segment.voxel_size, volume, facts)
     linked_axes(volume.grid_axes, spec.dims)
+    ratio = voxel_ratio(segment.voxel_size, volume, facts, spec.dims)
     domain = parse_roi(_with_time(roi, volume), volume.shape) if roi else volume.box
     wished = {
         name: on_grid(lengths, volume.grid_axes, f"segment.{name}")
@@ -238,28 +240,12 @@ def _plan_image(
     }
     tile = choose_tile(
         spec, domain, segment.memory, tile=wished["tile"], unit=wished["shard"] or wished["chunk"],
-        tta=segment.tta, mode=segment.mode, overlap=segment.overlap,
+        tta=segment.tta, mode=segment.mode, overlap=segment.overlap, ratio=ratio,
     )  # fmt: skip
-    tiling = Tiling(spec, domain, tile, segment.tta, segment.mode, segment.overlap)
+    tiling = Tiling(spec, domain, tile, segment.tta, segment.mode, segment.overlap, ratio)
     layout = choose_output_layout(tiling, wished["chunk"], wished["shard"])
     over = None if mask is None else lay_over(mask, volume)
-    return Image(name, volume, over, domain, tile, layout.chunk, layout.shard, layout.block)
-
-
-def _compare_voxels(policy: str, volume: Volume, facts: dict[str, Any]) -> None:
-    """Tell, or refuse, a volume whose voxels differ from those of the training by more than a twentieth."""
-    trained = tuple(float(v) for v in facts.get("voxel_size") or ())[-len(volume.voxel_size) :]
-    if len(trained) != len(volume.voxel_size) or set(trained) == {1.0} or volume.unit is None:
-        return  # without metadata nobody knows
-    if all(abs(here / there - 1) <= 0.05 for here, there in zip(volume.voxel_size, trained, strict=True)):
-        return
-    text = (
-        f"the model was trained on voxels of {trained}, got {volume.voxel_size} {volume.unit} in {volume.path}; "
-        "resample the volume, or train on its like"
-    )
-    if policy == "refuse":
-        raise InputError(text)
-    log.warning('%s (segment.voxel_size = "refuse" would stop here)', text)
+    return Image(name, volume, over, domain, tile, layout.chunk, layout.shard, layout.block, ratio)
 
 
 def _with_time(roi: str, volume: Volume) -> str:
@@ -301,6 +287,7 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
         keep.add("fill_holes")
     if settings.link == "overlap":
         keep.add("link_iou")
+    resampled = {image.name: list(image.ratio) for image in made.images if image.ratio}
     return {
         "model": hashlib.sha256(made.model.read_bytes()).hexdigest(),
         "inputs": {
@@ -312,4 +299,5 @@ def fingerprint(made: Plan, *, tta: bool) -> dict[str, Any]:
         "chunk": {image.name: list(image.chunk) for image in made.images},
         "shard": {image.name: list(image.shard) for image in made.images},
         "seed": made.settings.run.seed,
+        **({"resampled_by": resampled} if resampled else {}),
     }

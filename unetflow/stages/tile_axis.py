@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from unetflow.geometry import Shape
-from unetflow.stages.tiles import Tiling
+from unetflow.stages.tiles import Tiling, whole_strides
 
 # Longest block per axis that is grown to hold whole shards and whole tiles, for 2-D and 3-D.
 LONGEST_BLOCK = {2: 2048, 3: 256}
@@ -23,22 +23,26 @@ _MOST_LENGTHS = 4096
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the network and what is segmented along it; lengths in voxels.
+    """One axis of the network and what is segmented along it; lengths in voxels of the volume.
 
     Parameters
     ----------
     length : int
         What is segmented.
     stride : int
-        The network's period: tiles are multiples of it.
+        What tiles are multiples of: the network's period, or about that.
     context : int
-        Length of a tile's input beyond what it keeps.
+        Length of a tile's input beyond what it makes, as the network sees it.
     unit : int
         Shard or chunk that is wished for, of which blocks are made; 1 for none.
     longest_block : int
         Beyond it, blocks need not hold whole tiles.
     overlap : float
         Share of a tile that the next one covers too: 0 but for a blend.
+    ratio : float
+        Length of a voxel that the network sees.
+    period : int
+        Of the network, in voxels that it sees; counts where these have another length.
     """
 
     length: int
@@ -47,11 +51,17 @@ class Axis:
     unit: int = 1
     longest_block: int = 2048
     overlap: float = 0.0
+    ratio: float = 1.0
+    period: int = 1
 
     @property
     def longest_tile(self) -> int:
         """The tile that holds the whole axis."""
         return round_up(self.length, self.stride)
+
+    def input(self, tile: int) -> int:
+        """Return the length of a tile's input, in voxels that the network sees."""
+        return self.context + whole_strides(tile, self.ratio, self.period, is_off=False)
 
     def pitch(self, tile: int) -> int:
         """Return the distance from a tile to the next."""
@@ -101,7 +111,7 @@ class Axis:
         """Return the length of all inputs together."""
         # The blocks of a blend are not known yet; they will be much longer than a tile.
         block = None if self.overlap or self.unit == 1 else self.block(tile)
-        return self.runs(tile, block) * (tile + self.context)
+        return self.runs(tile, block) * self.input(tile)
 
     def lengths(self, middle: int) -> list[int]:
         """Return the tiles up to four times ``middle`` that cost less than every shorter one, shortest first."""
@@ -133,11 +143,12 @@ def axes_of(tiling: Tiling, unit: Shape | None = None) -> tuple[Axis, ...]:
     unit : tuple of int, optional
         Shard or chunk that is wished for, per grid axis.
     """
-    lead, stride = tiling.n_lead, tiling.spec.total_stride
-    one = replace(tiling, tile=(1,) * lead + stride)
+    lead, overlap = tiling.n_lead, tiling.overlap if tiling.mode == "blend" else 0.0
+    one = replace(tiling, tile=(1,) * lead + tiling.unit)
     return tuple(
-        Axis(n, s, i - s, u, LONGEST_BLOCK[tiling.spec.dims], tiling.overlap if tiling.mode == "blend" else 0.0)
-        for n, s, i, u in zip(
-            tiling.domain.shape[lead:], stride, one.input_shape, (unit or (1,) * tiling.domain.ndim)[lead:], strict=True
+        Axis(n, s, i - whole_strides(s, r, p, is_off=False), u, LONGEST_BLOCK[tiling.spec.dims], overlap, r, p)
+        for n, s, i, u, r, p in zip(
+            tiling.domain.shape[lead:], tiling.unit, one.input_shape, (unit or (1,) * tiling.domain.ndim)[lead:],
+            tiling.seen_ratio, tiling.spec.total_stride, strict=True,
         )
-    )
+    )  # fmt: skip

@@ -28,7 +28,7 @@ from unetflow.forward_memory import forward_bytes
 from unetflow.geometry import Box, Shape
 from unetflow.memory import format_bytes
 from unetflow.stages.tile_axis import Axis, axes_of, round_up
-from unetflow.stages.tiles import Tiling
+from unetflow.stages.tiles import Mode, Tiling
 
 Rank = tuple[int, int, int, Shape]
 
@@ -45,7 +45,7 @@ _IDLE_TILES = 1
 
 def choose_tile(
     spec: UNetSpec, domain: Box, memory: int, *, tile: Shape | None = None, unit: Shape | None = None,
-    tta: bool = False, mode: str = "exact", overlap: float = 0.25,
+    tta: bool = False, mode: str = "exact", overlap: float = 0.25, ratio: tuple[float, ...] = (),
 ) -> Shape:  # fmt: skip
     """Choose the voxels that one forward pass keeps, per grid axis: a pure function of its arguments.
 
@@ -59,7 +59,7 @@ def choose_tile(
         The wish of the user, per grid axis, checked.
     unit : tuple of int, optional
         The shard, else the chunk, that the user wishes: blocks of whole ones should hold whole tiles.
-    tta, mode, overlap
+    tta, mode, overlap, ratio
         As for `Tiling`.
 
     Raises
@@ -68,9 +68,10 @@ def choose_tile(
         If ``tile`` is no multiple of the stride, or not even the smallest tile fits.
     """
     lead = (1,) * (domain.ndim - spec.dims)
+    chosen: Mode = "blend" if mode == "blend" else "exact"
+    tiling = Tiling(spec, domain, lead + spec.total_stride, tta, chosen, overlap, ratio)
     if tile is not None:
-        return _checked(tile, lead + spec.total_stride, len(lead))
-    tiling = Tiling(spec, domain, lead + spec.total_stride, tta, "blend" if mode == "blend" else "exact", overlap)
+        return _checked(tile, lead + tiling.unit, len(lead))
     n_planes = math.prod(domain.shape[: len(lead)])
     return lead + _search(spec, axes_of(tiling, unit), memory, n_planes)
 
@@ -79,7 +80,7 @@ def _checked(tile: Shape, stride: Shape, n_lead: int) -> Shape:
     good = (1,) * n_lead + tuple(round_up(n, s) for n, s in zip(tile[n_lead:], stride[n_lead:], strict=True))
     if good != tuple(tile):
         raise InputError(
-            f"segment.tile must be a multiple of the network's total stride {stride[n_lead:]}, and 1 along axes that "
+            f"segment.tile must be a multiple of the network's stride {stride[n_lead:]}, and 1 along axes that "
             f"the network does not see, got {tuple(tile)}; use {good}"
         )
     return good
@@ -116,7 +117,7 @@ def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int, n_planes: int) 
 
 
 def _input_of(axes: Sequence[Axis], tile: Shape) -> Shape:
-    return tuple(t + a.context for t, a in zip(tile, axes, strict=True))
+    return tuple(a.input(t) for t, a in zip(tile, axes, strict=True))
 
 
 def _even_tile(axes: Sequence[Axis], fits: Callable[[Shape], bool]) -> Shape:
@@ -125,7 +126,7 @@ def _even_tile(axes: Sequence[Axis], fits: Callable[[Shape], bool]) -> Shape:
 
     def scaled(size: int) -> Shape:
         return tuple(
-            min(a.longest_tile, a.stride * max(1, size * w * max(a.context, 1) // (64 * a.stride)))
+            min(a.longest_tile, a.stride * max(1, size * w * max(round(a.context * a.ratio), 1) // (64 * a.stride)))
             for a, w in zip(axes, weights, strict=True)
         )
 

@@ -75,12 +75,12 @@ class TileRunner:
         if self.tiling.mode == "exact":
             for tile, p in self._run(loaded):
                 part = tile.kept.intersect(box)
-                yield part, _cut(p, tile, part)
+                yield part, self._cut(p, tile, part)
         elif loaded.tiles:
             total: Float32 | None = None
             for tile, p in self._run(loaded):
                 part = tile.kept.intersect(box)
-                weighed = _cut(p, tile, part)
+                weighed = self._cut(p, tile, part)
                 for axis, weight in enumerate(self.tiling.weights(tile, part)):
                     weighed = weighed * weight.reshape([-1 if a == axis + 1 else 1 for a in range(weighed.ndim)])
                 total = np.zeros((len(p), *box.shape), np.float32) if total is None else total
@@ -89,7 +89,7 @@ class TileRunner:
             yield box, total
 
     def _run(self, loaded: Loaded) -> Iterator[tuple[Tile, Float32]]:
-        """Yield each tile's probabilities over what it keeps, ``(K, *tile.kept.shape)``."""
+        """Yield each tile's probabilities over what it makes, ``(K, *tile.made.shape)``."""
         from unetflow.runtime.environment import threads_of_a_task
 
         # In order: what stands here waits for the network, or for nothing where the answer is known.
@@ -104,10 +104,8 @@ class TileRunner:
                     self.n_passes += 1
                     yield self._normalised(raw)
 
-        n_lead = self.tiling.n_lead
-
         def over(tile: Tile, p: Float32) -> tuple[Tile, Float32]:
-            return tile, p[(slice(None), *tile.seen)].reshape(len(p), *(1,) * n_lead, *self.tiling.tile[n_lead:])
+            return tile, p[(slice(None), *tile.seen)].reshape(len(p), *tile.made.shape)
 
         threads = self.threads or threads_of_a_task()
         for p in self.predictor.each(inputs(), tta=self.tiling.tta, threads=threads, batch=self.batch):
@@ -117,6 +115,15 @@ class TileRunner:
         for tile, is_empty in waiting:
             assert is_empty
             yield over(tile, self._answer_of_nothing(loaded))
+
+    def _cut(self, p: Float32, tile: Tile, part: Box) -> Float32:
+        """Return the probabilities of a part of what a tile keeps, in voxels of the volume."""
+        if not self.tiling.is_rescaled:
+            return p[(slice(None), *part.relative_to(tile.kept).slices)]
+        from unetflow.numerics.rescale import rescale
+
+        # Means of probabilities are some, but for the last bit.
+        return np.clip(rescale(p, tile.made, part, [1 / r for r in self.tiling.ratio]), 0, 1)
 
     def _normalised(self, raw: Array) -> Float32:
         """Return one tile's input ``(C, *S)``."""
@@ -137,10 +144,6 @@ def hull(boxes: list[Box]) -> Box:
     """Return the smallest box that holds all of some boxes."""
     axes = range(boxes[0].ndim)
     return Box(tuple(min(b.start[a] for b in boxes) for a in axes), tuple(max(b.stop[a] for b in boxes) for a in axes))
-
-
-def _cut(p: Float32, tile: Tile, part: Box) -> Float32:
-    return p[(slice(None), *part.relative_to(tile.kept).slices)]
 
 
 def normalise_channels(image: Array, normalisation: Normalisation) -> Float32:

@@ -9,14 +9,24 @@ volume's origin, and by the halo.
     exact    |  kept  |  kept  |  kept  |        each reads its halo more, none overlaps
     blend    [  w  [ ]  w  [ ]  w  ]             windows overlap; weights sum to 1 at each voxel
 
+Where a network sees voxels of another length than the volume's (a *ratio* other than 1), a tile still keeps
+voxels of the volume, and reads those that the network sees; neighbours make one or two of these both::
+
+    kept, in voxels of the volume     |   0   |   1   |   2   |   3   |
+    made, as the network sees         |     0     |     1     |  ...
+    tile 0                            |.......kept.......|
+                                      |-----------made----------|  + halo: source
+
 Whole numbers, and the weights of a blend.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,14 +48,17 @@ class Tile:
     Parameters
     ----------
     source : Box
-        What it reads, in voxels of the volume; may leave the volume, where readers mirror.
+        What it reads, in voxels that the network sees; may leave the volume, where readers mirror.
+    made : Box
+        What its output is used for, in voxels that the network sees: those of which `kept` is made.
     kept : Box
-        What its output is used for.
+        The same in voxels of the volume: `made` itself where the network sees these.
     seen : tuple of slice
-        Where ``kept`` lies in the network's output, along the network's axes.
+        Where ``made`` lies in the network's output, along the network's axes.
     """
 
     source: Box
+    made: Box
     kept: Box
     seen: tuple[slice, ...]
 
@@ -60,14 +73,16 @@ class Tiling:
     domain : Box
         What is segmented, in voxels of the volume.
     tile : tuple of int
-        Voxels that a tile keeps, or a blend's window, per grid axis: 1 along axes that the network
-        does not see, else multiples of its total stride.
+        Voxels of the volume that a tile keeps, or a blend's window, per grid axis: 1 along axes that the
+        network does not see, else multiples of `unit`.
     tta : bool
         Whether the context must serve mirrored tiles too.
     mode : {"exact", "blend"}
         In a blend a tile has no halo of its own; it reads the network's margin only.
     overlap : float
         Share of its length that a blend's window has in common with the next one.
+    ratio : tuple of float
+        Length of a voxel that the network sees in voxels of the volume, per grid axis; empty where it sees these.
     """
 
     spec: UNetSpec
@@ -76,6 +91,7 @@ class Tiling:
     tta: bool = False
     mode: Mode = "exact"
     overlap: float = 0.25
+    ratio: tuple[float, ...] = ()
 
     @property
     def n_lead(self) -> int:
@@ -83,16 +99,35 @@ class Tiling:
         return self.domain.ndim - self.spec.dims
 
     @property
+    def is_rescaled(self) -> bool:
+        """Whether the network sees voxels of another length than the volume's."""
+        return any(r != 1 for r in self.ratio)
+
+    @property
+    def seen_ratio(self) -> tuple[float, ...]:
+        """The ratio along the network's axes."""
+        return self.ratio[self.n_lead :] or (1.0,) * self.spec.dims
+
+    @property
+    def unit(self) -> Shape:
+        """What tiles are multiples of, in voxels of the volume, along the network's axes.
+
+        The network's total stride; of another length of voxels, the power of two that is nearest to it.
+        """
+        axes = zip(self.spec.total_stride, self.seen_ratio, strict=True)
+        return tuple(s if r == 1 else 2 ** max(0, round(math.log2(s * r))) for s, r in axes)
+
+    @property
     def step(self) -> Shape:
         """Distance from a tile to the next, per grid axis."""
         if self.mode == "exact":
             return self.tile
-        stride = (1,) * self.n_lead + self.spec.total_stride
+        unit = (1,) * self.n_lead + self.unit
         return tuple(
-            max(s, round(n * (1 - self.overlap) / s) * s) for n, s in zip(self.tile, stride, strict=True)
+            max(s, round(n * (1 - self.overlap) / s) * s) for n, s in zip(self.tile, unit, strict=True)
         )
 
-    @property
+    @cached_property
     def halo(self) -> tuple[Shape, Shape]:
         """Context before and after the kept voxels along the network's axes."""
         if self.mode == "blend":
@@ -100,22 +135,19 @@ class Tiling:
         return self.spec.symmetric_halo if self.tta else self.spec.halo
 
     @property
-    def lead_in(self) -> Shape:
-        """Voxels from the stride's last multiple to the first kept voxel, along the network's axes."""
-        start = self.domain.start[self.n_lead :]
-        return tuple(a % s for a, s in zip(start, self.spec.total_stride, strict=True))
+    def strides_made(self) -> Shape:
+        """Length of the whole strides that hold what a tile makes, whichever it is, along the network's axes."""
+        axes = zip(self.tile[self.n_lead :], self.seen_ratio, self.spec.total_stride, strict=True)
+        off = [a % s for a, s in zip(self.domain.start[self.n_lead :], self.spec.total_stride, strict=True)]
+        return tuple(whole_strides(k, r, s, is_off=o > 0) for (k, r, s), o in zip(axes, off, strict=True))
 
-    @property
+    @cached_property
     def input_shape(self) -> Shape:
         """Shape of what one tile reads, along the network's axes."""
-        stride = self.spec.total_stride
-        kept = tuple(
-            k + (s if lead else 0)
-            for k, s, lead in zip(self.tile[self.n_lead :], stride, self.lead_in, strict=True)
-        )
+        made = self.strides_made
         if self.mode == "exact":
-            return self.spec.tile_input(kept, symmetric=self.tta)
-        return self.spec.round_up([k + 2 * m for k, m in zip(kept, self.spec.margin, strict=True)])
+            return self.spec.tile_input(made, symmetric=self.tta)
+        return self.spec.round_up([k + 2 * m for k, m in zip(made, self.spec.margin, strict=True)])
 
     def touching(self, box: Box) -> Iterator[Tile]:
         """Yield the tiles that a box of the domain needs, in C order of their places."""
@@ -135,15 +167,37 @@ class Tiling:
         return range(-(-(first - length + 1) // step), last // step + 1)
 
     def _tile(self, number: Shape) -> Tile:
-        start = tuple(d + i * s for d, i, s in zip(self.domain.start, number, self.step, strict=True))
-        kept = Box(start, tuple(a + t for a, t in zip(start, self.tile, strict=True)))
-        lead, lead_in, (before, _) = self.n_lead, self.lead_in, self.halo
-        at = tuple(a - o - b for a, o, b in zip(start[lead:], lead_in, before, strict=True))
-        end = tuple(a + n for a, n in zip(at, self.input_shape, strict=True))
-        source = Box(start[:lead] + at, kept.stop[:lead] + end)
-        skip = [o + b - m for o, b, m in zip(lead_in, before, self.spec.margin, strict=True)]
-        seen = tuple(slice(s, s + t) for s, t in zip(skip, self.tile[lead:], strict=True))
-        return Tile(source, kept, seen)
+        kept, made, source = (
+            Box(tuple(int(a) for a, _ in ends), tuple(int(b) for _, b in ends))
+            for ends in zip(*(self.along(axis, i) for axis, i in enumerate(number)), strict=True)
+        )
+        lead = self.n_lead
+        first = [a + m for a, m in zip(source.start[lead:], self.spec.margin, strict=True)]
+        ends = zip(made.start[lead:], made.stop[lead:], first, strict=True)
+        return Tile(source, made, kept, tuple(slice(a - o, b - o) for a, b, o in ends))
+
+    def along(self, axis: int, number: Any) -> tuple[tuple[Any, Any], tuple[Any, Any], tuple[Any, Any]]:
+        """Return start and stop of what tiles keep, make and read along one axis.
+
+        Parameters
+        ----------
+        axis : int
+            Of the grid.
+        number : int or ndarray of int64
+            Of tiles, counted along the axis from the domain's first voxel on.
+        """
+        start = self.domain.start[axis] + number * self.step[axis]
+        kept = made = start, start + self.tile[axis]
+        at = axis - self.n_lead
+        if at < 0:
+            return kept, made, made
+        if self.seen_ratio[at] != 1:
+            from unetflow.numerics.rescale import reach
+
+            ratio = 1 / self.seen_ratio[at]
+            made = reach(kept[0], ratio)[0], reach(kept[1] - 1, ratio)[1]
+        first = made[0] - made[0] % self.spec.total_stride[at] - self.halo[0][at]
+        return kept, made, (first, first + self.input_shape[at])
 
     def weights(self, tile: Tile, part: Box) -> list[Float32]:
         """Return the weights of a blend's window along each axis of a part of it.
@@ -162,6 +216,23 @@ class Tiling:
         reach = range(-(length // step), length // step + 1)
         total = sum(_gauss(place - k * step, length) for k in reach)
         return np.asarray(_gauss(place, length) / total, np.float32)
+
+
+def whole_strides(kept: int, ratio: float, stride: int, *, is_off: bool = True) -> int:
+    """Return the length of the whole strides that hold what a tile makes along one axis.
+
+    Parameters
+    ----------
+    kept : int
+        Voxels of the volume.
+    is_off : bool
+        Whether tiles start between strides, where the network sees the volume's own voxels.
+    """
+    if ratio == 1:
+        return kept + (stride if is_off else 0)
+    # A window of this length touches one voxel more than it is long, wherever it stands.
+    most = math.ceil((kept - 1) / ratio + max(1.0, 1 / ratio)) + 1
+    return -(-(most + stride - 1) // stride) * stride
 
 
 def _gauss(place: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.float64]:

@@ -198,6 +198,7 @@ def _provenance(made: Plan) -> dict[str, Any]:
     )  # fmt: skip
     return {
         **{key: facts[key] for key in keep},
+        "unit": facts.get("unit"),
         "settings": made.settings.model_dump(mode="json", include={"prepare", "model", "train"}),
         "seed": made.settings.run.seed,
         "dataset": facts["fingerprint"],

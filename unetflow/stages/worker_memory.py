@@ -26,6 +26,7 @@ from unetflow.stages.bricks import Reads
 from unetflow.stages.components import label_bytes
 from unetflow.stages.layout import linked_axes
 from unetflow.stages.linking import link_bytes
+from unetflow.stages.resampled import Resampled
 from unetflow.stages.watershed import flood_bytes
 
 if TYPE_CHECKING:
@@ -109,15 +110,32 @@ def _tiles_at_once(made: Plan, image: Image, n_threads: int) -> int:
 def _block_bytes(made: Plan, image: Image, reads: Reads) -> int:
     """Return the bytes of raw voxels and results that a worker holds beside its tiles and chunks."""
     n_classes = made.spec.out_channels
-    raw = reads.voxel_bytes * math.prod(axis.outer for axis in reads.axes)
     fetched = reads.voxel_bytes * math.prod(axis.widest(1) for axis in reads.axes)
+    raw = image.volume.n_channels * np.dtype(image.seen.dtype).itemsize * math.prod(a.outer for a in reads.axes)
     block = math.prod(min(b, n) for b, n in zip(image.block, image.domain.shape, strict=True))
     voxel = sum(n * size for n, size in stored_arrays(made))
     tile = 4 * n_classes * math.prod(image.tile)
     blend = 4 * n_classes * block if made.settings.segment.mode == "blend" else 0
+    resampling = 0
+    if image.ratio:
+        fetched, resampling = _resampling_bytes(made, image, reads)
     # Computed and read ahead, with the chunks that this one takes; computed and written behind, with
     # the copy of a shard that is packed; probabilities of a tile, and the part of them that is kept.
-    return 2 * raw + fetched + (2 * block + math.prod(image.shard)) * voxel + 2 * tile + blend
+    return 2 * raw + fetched + (2 * block + math.prod(image.shard)) * voxel + 2 * tile + blend + resampling
+
+
+def _resampling_bytes(made: Plan, image: Image, reads: Reads) -> tuple[int, int]:
+    """Return the bytes of chunks that a slab takes, and those of resampling it and a tile's probabilities."""
+    seen, volume = Resampled(image.volume, image.ratio), image.volume
+    slab = seen.slab(tuple(axis.outer for axis in reads.axes))
+    source = [math.ceil(n * r) + 2 for n, r in zip(slab, image.ratio, strict=True)]
+    axes = zip(reads.axes, source, volume.chunk, strict=True)
+    fetched = reads.voxel_bytes * math.prod(min(a.widest(1), n + 2 * c) for a, n, c in axes)
+    # As it is stored, and as numbers before and after an axis is resampled.
+    wide = volume.n_channels * np.dtype(seen.dtype).itemsize
+    most = max(math.prod(source), math.prod(slab))
+    tile = max(math.prod(made.tiling_of(image).strides_made), math.prod(image.tile))
+    return fetched, (reads.voxel_bytes + 2 * wide) * most + 2 * 4 * made.spec.out_channels * tile
 
 
 def stored_arrays(made: Plan) -> list[tuple[int, int]]:

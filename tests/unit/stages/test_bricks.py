@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from unetflow.architecture import UNetSpec
 from unetflow.geometry import BlockGrid, Box, Shape, mirror_indices
+from unetflow.numerics.rescale import rescaled_length, source_box
 from unetflow.stages.bricks import choose_brick, plan_reads
 from unetflow.stages.layout import choose_output_layout
 from unetflow.stages.tile_choice import choose_tile
@@ -30,7 +31,12 @@ def chunks_read(image: Any, tiling: Tiling, inner: Box) -> list[Shape]:
     tiles = [tile.source for tile in tiling.touching(inner)]
     ranges = []
     for axis, (n, c) in enumerate(zip(image.volume.shape, image.volume.chunk, strict=True)):
-        voxels = mirror_indices(min(t.start[axis] for t in tiles), max(t.stop[axis] for t in tiles), n)
+        ratio = (tiling.ratio or (1.0,) * inner.ndim)[axis]
+        seen = mirror_indices(
+            min(t.start[axis] for t in tiles), max(t.stop[axis] for t in tiles), rescaled_length(n, ratio)
+        )
+        needed = source_box(Box((int(seen.min()),), (int(seen.max()) + 1,)), [ratio])
+        voxels = mirror_indices(needed.start[0], needed.stop[0], n)
         ranges.append(range(int(voxels.min()) // c, int(voxels.max()) // c + 1))
     return [tuple(r[i] for r, i in zip(ranges, at, strict=True)) for at in np.ndindex(*map(len, ranges))]
 
@@ -67,7 +73,9 @@ def jobs(draw: st.DrawFn) -> tuple[Any, Tiling, Shape]:
     block = tuple(t * draw(st.integers(1, 2)) for t in tile)
     brick = tuple(draw(st.integers(1, 4)) for _ in shape)
     image = image_of(shape, chunk, domain, block, draw(st.sampled_from(["uint8", "uint16"])))
-    return image, Tiling(spec, domain, tile, mode=draw(st.sampled_from(["exact", "blend"]))), brick
+    mode = draw(st.sampled_from(["exact", "blend"]))
+    seen = (1.0,) * lead + tuple(draw(st.sampled_from([1.0, 2.0, 0.6])) for _ in range(dims))
+    return image, Tiling(spec, domain, tile, mode=mode, ratio=draw(st.sampled_from([(), seen]))), brick
 
 
 @settings(max_examples=60, deadline=None)

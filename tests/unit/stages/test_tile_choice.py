@@ -87,6 +87,25 @@ def test_a_tile_stands_on_the_stride_fits_memory_and_is_no_longer_than_needed(jo
     assert forward_bytes(spec, Tiling(spec, domain, tile, tta).input_shape) <= memory
 
 
+@pytest.mark.parametrize("ratio", [(2.0, 2.0, 2.0), (1.0, 0.5, 0.5), (8.0, 1.3, 1.3), (0.125, 0.125, 0.125)])
+def test_a_tile_of_other_voxels_than_the_networks_fits_memory_and_costs_what_axes_say(ratio: tuple[float, ...]) -> None:
+    domain, memory = Box((3, 0, 5), (303, 250, 705)), 10**9
+    tile = choose_tile(SOLID, domain, memory, ratio=ratio)
+    tiling = Tiling(SOLID, domain, tile, ratio=ratio)
+    assert forward_bytes(SOLID, tiling.input_shape) <= memory
+    assert all(n % u == 0 for n, u in zip(tile, tiling.unit, strict=True))
+    # The network computes less where its voxels are long, and more where they are short; context comes on top.
+    assert work_of(tiling) >= domain.size / math.prod(ratio)
+    smallest = Tiling(SOLID, domain, tiling.unit, ratio=ratio)
+    assert work_of(tiling) < work_of(smallest) / 4
+    layout = choose_output_layout(tiling)
+    axes = axes_of(tiling)
+    assert tuple(a.input(t) for a, t in zip(axes, tile, strict=True)) == tiling.input_shape
+    runs = math.prod(a.runs(t, b) for a, t, b in zip(axes, tile, layout.block, strict=True))
+    assert runs * math.prod(tiling.input_shape) == work_of(tiling, layout.block)
+    assert all(b % s == 0 and s % c == 0 and c >= 16 for c, s, b in zip(*layout, strict=True))
+
+
 @given(jobs())
 def test_tiles_of_all_blocks_cover_what_is_segmented_once(job: Any) -> None:
     spec, domain, memory, tta = job

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unetflow.architecture import UNetSpec
 from unetflow.geometry import Box
+from unetflow.numerics.rescale import source_box
 from unetflow.stages.tiles import Tiling
 
 SPECS = st.builds(
@@ -26,9 +29,11 @@ def tilings(draw: st.DrawFn, mode: str = "exact") -> Tiling:
     n_lead = draw(st.integers(0, 1)) if spec.dims == 2 else 0
     start = tuple(draw(st.integers(0, 40)) for _ in range(n_lead + spec.dims))
     stop = tuple(a + draw(st.integers(1, 60)) for a in start)
-    tile = (1,) * n_lead + tuple(s * draw(st.integers(1, 5)) for s in spec.total_stride)
+    seen = tuple(draw(st.sampled_from([1.0, 1.0, 2.0, 0.5, 3.7, 8.0, 0.125])) for _ in range(spec.dims))
+    ratio = draw(st.sampled_from([(), (1.0,) * n_lead + seen]))
     overlap = draw(st.sampled_from([0.0, 0.125, 0.25, 0.5]))
-    return Tiling(spec, Box(start, stop), tile, draw(st.booleans()), mode, overlap)  # type: ignore[arg-type]
+    tiling = Tiling(spec, Box(start, stop), (1,) * len(start), draw(st.booleans()), mode, overlap, ratio)  # type: ignore[arg-type]
+    return replace(tiling, tile=(1,) * n_lead + tuple(s * draw(st.integers(1, 5)) for s in tiling.unit))
 
 
 @given(tilings(), st.data())
@@ -43,6 +48,7 @@ def test_each_voxel_of_a_box_is_kept_by_one_tile(tiling: Tiling, data: st.DataOb
     assert len({tile.kept.start for tile in tiles}) == len(tiles) == tiling.count(box)
 
 
+@settings(max_examples=50)
 @given(st.one_of(tilings(), tilings("blend")))
 def test_a_tile_reads_whole_strides_and_keeps_what_saw_no_padding(tiling: Tiling) -> None:
     spec, lead = tiling.spec, tiling.n_lead
@@ -58,11 +64,14 @@ def test_a_tile_reads_whole_strides_and_keeps_what_saw_no_padding(tiling: Tiling
             seen = tile.seen[axis]
             assert 0 <= seen.start < seen.stop <= output[axis]
             # Output voxel i stands at input voxel i + margin.
-            assert tile.source.start[lead + axis] + spec.margin[axis] + seen.start == tile.kept.start[lead + axis]
+            assert tile.source.start[lead + axis] + spec.margin[axis] + seen.start == tile.made.start[lead + axis]
+            assert seen.stop - seen.start == tile.made.shape[lead + axis]
             if tiling.mode == "exact":
                 halo = tiling.halo
-                assert tile.kept.start[lead + axis] - tile.source.start[lead + axis] >= halo[0][axis]
-                assert tile.source.stop[lead + axis] - tile.kept.stop[lead + axis] >= halo[1][axis]
+                assert tile.made.start[lead + axis] - tile.source.start[lead + axis] >= halo[0][axis]
+                assert tile.source.stop[lead + axis] - tile.made.stop[lead + axis] >= halo[1][axis]
+        back = [1 / r for r in tiling.ratio] or [1.0] * tile.kept.ndim
+        assert tile.made == source_box(tile.kept, back)
 
 
 @given(tilings("blend"))
