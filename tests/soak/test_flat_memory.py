@@ -25,7 +25,7 @@ from unetflow.numerics.tissue import tissue
 
 # Side of what is there, of the volume around it, and of a larger one: in small, and a gibibyte in a tebibyte.
 SIZES = [
-    pytest.param((256, 2048, 8192), id="small"),
+    pytest.param((256, 1024, 4096), id="small"),
     pytest.param((1024, 1024, 10240), id="tebibyte", marks=pytest.mark.soak),
 ]
 CELL = 64  # of the mask, in voxels
