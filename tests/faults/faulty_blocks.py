@@ -32,6 +32,8 @@ class Faulty:
         Path(self.folder, f"started-{block.number}-{uuid.uuid4().hex}").touch()
         if self.fault == "away" and Path(self.folder, "away").exists():
             raise ConnectionRefusedError("nobody listens")
+        if self.fault == "all stale" and Path(self.folder, "away").exists():
+            raise OSError(116, "Stale file handle", "/data/x")
         if block.number == self.number:
             self.meet()
         return {"pid": os.getpid(), "gentle": self.is_gentle}

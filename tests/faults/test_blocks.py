@@ -153,16 +153,18 @@ def test_a_worker_without_a_nanny_that_hangs_is_ended_too(tmp_path: Path) -> Non
             worker.kill()
 
 
-@pytest.mark.parametrize("where", ["workers", "this process"])
+@pytest.mark.parametrize(
+    ("where", "fault"), [("workers", "away"), ("this process", "away"), ("this process", "all stale")]
+)
 def test_a_store_that_comes_back_costs_no_block_a_try(
-    two_workers: Any, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    two_workers: Any, tmp_path: Path, where: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(books, "FIRST_WAIT", 0.2)
     away = tmp_path / "away"
     away.touch()
     back = threading.Timer(2.0, away.unlink)
     back.start()
-    result, reports, bad = run(two_workers if where == "workers" else None, tmp_path, "away", retries=0)
+    result, reports, bad = run(two_workers if where == "workers" else None, tmp_path, fault, retries=0)
     back.join()
     assert (len(reports) + len(bad), len(bad) <= 1) == (12, True)
 

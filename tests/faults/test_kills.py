@@ -85,6 +85,31 @@ def test_kills_at_random_moments_end_with_the_bytes_of_an_undisturbed_run(
     assert rounds(stage, 2, place, forks, first) > 0
 
 
+def test_a_worker_that_stands_still_is_ended_after_block_minutes_and_the_command_goes_on(
+    place: Path, forks: Forks
+) -> None:
+    chosen = set_up("segment", place, forks)
+    words = (*chosen.words, "--cluster", "local", "--workers", "1", "--set", "cluster.block_minutes=0.4")
+    driver = forks.start(*words, folder=place)
+    try:
+        until = time.monotonic() + 120
+        while not oracle.done(place / chosen.folder, chosen.name):
+            assert time.monotonic() < until and psutil.pid_exists(driver)
+            time.sleep(0.01)
+        worker = worker_of(driver)
+        assert worker is not None
+        worker.suspend()  # as where a file system does not answer
+        worker.wait(timeout=90)
+    except BaseException:
+        kill("all", driver)
+        raise
+    finally:
+        ended = forks.end()
+    assert ended.code == 0, ended
+    assert "it hangs" in ended.told
+    check(chosen, place)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["prepare", "train", "segment"])
 def test_twenty_kills_at_random_moments(stage: str, place: Path, forks: Forks) -> None:
