@@ -8,9 +8,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 TESTS := $(BIN)/python -m pytest
 
-.PHONY: help install demo test lint bench bench-train soak test-browser test-gpu test-slurm test-slurm-slow release-check clean
+.PHONY: help install demo test lint bench bench-train soak test-browser test-gpu test-slurm test-slurm-slow release-check docs clean
 help:
-	@echo 'make demo | test | lint | bench | bench-train | soak | test-browser | test-gpu | test-slurm | test-slurm-slow | release-check | install | clean'
+	@echo 'make demo | test | lint | bench | bench-train | soak | test-browser | test-gpu | test-slurm | test-slurm-slow | release-check | docs | install | clean'
 
 install: $(INSTALLED)
 
@@ -69,6 +69,11 @@ test-slurm-slow: $(INSTALLED)
 release-check: $(INSTALLED)
 	$(TESTS) tests/release -m release --timeout=0
 
+# The site of docs/, in site/; a warning is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'look at site/index.html; search needs a server: python -m http.server -d site'
+
 clean:
-	rm -rf .venv build dist htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site htmlcov .coverage .coverage.* .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

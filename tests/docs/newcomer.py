@@ -32,8 +32,8 @@ optimizer = "adam"
 outputs = ["probabilities", "classes", "instances"]
 memory = "50 MB"
 """
-# What `init` proposes trains for a quarter of an hour; these are the numbers of the project above.
-SMALL = ["prepare.patches=4", "train.steps=2", "model.base_channels=4", "model.depth=2"]
+# What `init` proposes trains for a quarter of an hour; these are numbers of the project above.
+SMALL = ["prepare.patches=4", "train.steps=2", "model.base_channels=4"]
 SHAPE = (3, 100, 132)
 VOXEL_SIZE = (0.05, 0.01, 0.01)
 
