@@ -112,7 +112,7 @@ def test_nan_voxels_are_refused_with_their_place(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--set", "segment.tile=[1,30,33]"], ["total stride (4, 4)", "use (1, 32, 36)"]),
+        (["--set", "segment.tile=[1,30,33]"], ["stride (4, 4)", "use (1, 32, 36)"]),
         (["--set", "segment.memory='1 kB'"], ["segment.memory", "raise it"]),
         (["--roi", "0:9,0:20,0:20"], ["0:9,0:20,0:20"]),
         (["--outputs", "colours"], ["colours"]),
