@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,70 @@ def test_other_settings_on_an_output_are_refused_by_name(trained: Path) -> None:
     changed = project.settings_in(trained, segment={"threshold": 0.7})
     with pytest.raises(InputError, match=r"threshold.*--overwrite"):
         segment(changed, str(trained / "raw.zarr"), out=out)
+
+
+def test_another_model_input_or_region_on_an_output_is_refused_by_name(trained: Path, tmp_path: Path) -> None:
+    from unetflow.nn.checkpoint import export_model, load_model
+
+    shutil.copytree(trained / "raw.zarr", tmp_path / "raw.zarr")
+    settings, raw, out = project.settings_in(trained), str(tmp_path / "raw.zarr"), str(tmp_path / "out.zarr")
+    segment(settings, raw, out=out)
+    before = project.tree(tmp_path / "out.zarr")
+    model, facts = load_model(trained / "run")
+    facts.pop("architecture")
+    export_model(tmp_path / "other.safetensors", model, {**facts, "seed": 99})
+    with pytest.raises(InputError, match=r"model = .*--overwrite"):
+        segment(settings, raw, out=out, model=str(tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match=r"roi = null where it is now .*--overwrite"):
+        segment(settings, raw, out=out, roi="0:1,:,:")
+    chunk = next(path for path in (tmp_path / "raw.zarr" / "0" / "c").rglob("*") if path.is_file())
+    os.utime(chunk, ns=(1, 1))
+    with pytest.raises(InputError, match=r"inputs\. = .*--overwrite"):
+        segment(settings, raw, out=out)
+    assert project.tree(tmp_path / "out.zarr") == before
+
+
+def test_other_data_for_a_dataset_and_other_numbers_for_a_training_are_refused_by_name(trained: Path) -> None:
+    before = project.tree(trained / "run")
+    with pytest.raises(InputError, match=r"settings\.prepare\.elastic_sigma = 2.0 where it is now 3.0"):
+        prepare(project.settings_in(trained, prepare={"elastic_sigma": 3.0}))
+    with pytest.raises(InputError, match=r"train\.learning_rate = 0.01 where it is now 0.5"):
+        train(project.settings_in(trained, train={"learning_rate": 0.5}))
+    chunk = next(path for path in (trained / "labels.zarr" / "0" / "c").rglob("*") if path.is_file())
+    stamp = chunk.stat()
+    os.utime(chunk, ns=(1, 1))
+    try:
+        with pytest.raises(InputError, match=r"inputs\.data 0 = .*--overwrite"):
+            prepare(project.settings_in(trained))
+    finally:
+        os.utime(chunk, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert project.tree(trained / "run") == before
+
+
+def test_a_block_done_gently_runs_one_tile_at_a_time_and_has_the_same_bytes(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unetflow.nn.predict import Predictor
+    from unetflow.stages import segment as module
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    at_once: list[tuple[int, int]] = []
+    each, predict_task = Predictor.each, module.predict_task
+
+    def note(self: Predictor, inputs: Any, **options: Any) -> Any:
+        if "threads" in options:
+            at_once.append((options["threads"], options["batch"]))
+        return each(self, inputs, **options)
+
+    monkeypatch.setattr(Predictor, "each", note)
+    settings = project.settings_in(trained)
+    segment(settings, str(trained / "raw.zarr"), out=str(tmp_path / "usual.zarr"))
+    assert {threads for threads, _ in at_once} == {4}
+    at_once.clear()
+    monkeypatch.setattr(module, "predict_task", lambda *args: predict_task(*args).gently())
+    segment(settings, str(trained / "raw.zarr"), out=str(tmp_path / "gentle.zarr"))
+    assert set(at_once) == {(1, 1)}
+    assert project.tree(tmp_path / "gentle.zarr") == project.tree(tmp_path / "usual.zarr")
 
 
 def test_a_region_of_interest_is_the_same_part_of_the_whole(trained: Path) -> None:

@@ -89,6 +89,24 @@ def test_a_worker_that_dies_while_its_nanny_still_starts_is_brought_back(monkeyp
     assert len(killed) == 1
 
 
+def test_a_lost_worker_comes_back_however_soon_dask_would_give_it_up() -> None:
+    """A cluster that gives a worker up takes its nanny away: after some deaths nobody would be left."""
+    import dask
+
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
+        open_client("local", workers=1) as client,
+    ):
+        assert client is not None
+        pid = client.submit(os.getpid).result(timeout=30)
+        os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 60
+        while client.nthreads():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        client.wait_for_workers(1, timeout=60)
+
+
 def test_an_address_without_a_scheduler_is_refused() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
