@@ -9,6 +9,7 @@ import typer
 
 from unetflow.terminal import (
     Common,
+    Result,
     after_training,
     check_place,
     copy_place,
@@ -90,7 +91,7 @@ def init(
     """Look at the data and write a commented project file with the numbers it proposes, and why."""
     common = Common(as_json=as_json or schema, quiet=quiet, verbose=verbose)
 
-    def work() -> dict[str, Any]:
+    def work() -> Result:
         from unetflow.errors import InputError
         from unetflow.stages.init import init as run
         from unetflow.stages.schema import project_schema
@@ -129,7 +130,7 @@ def convert(
     """Bring images into chunked, sharded OME-Zarr 0.5, block by block."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages.convert import convert as run
         from unetflow.terminal import numbers
 
@@ -163,7 +164,7 @@ def prepare(
     """Make statistics, weight maps and elastic-deformed patches in RUN/dataset.zarr."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages import prepare as stage
         from unetflow.stages import prepare_plan
 
@@ -197,7 +198,7 @@ def train(
     """Train a U-Net on RUN/dataset.zarr; go on where the last run stopped."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages import train as stage
         from unetflow.terminal import TrainingDisplay
 
@@ -245,7 +246,7 @@ def segment(
     """Segment a volume of any size, block by block, into OME-Zarr."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.settings import with_values
         from unetflow.stages import segment as stage
         from unetflow.stages import segment_plan
@@ -291,7 +292,7 @@ def evaluate(
     """Score a segmentation against truth."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets, run)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages import evaluate as stage
         from unetflow.terminal import read_class_map
 
@@ -325,7 +326,7 @@ def verify(
     """Check the checksum of every chunk, then compute random blocks again and compare."""
     common = Common(cluster, workers, deadline, as_json, quiet, verbose, config, sets)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages import verify as stage
 
         chosen: dict[str, Any] = {"n_blocks": blocks, "model": model, "volume": volume}
@@ -356,7 +357,7 @@ def report(
     """Write one self-contained HTML file of a run or an output."""
     common = Common(None, None, None, as_json, quiet, verbose, config, sets, run)
 
-    def work() -> dict[str, Any]:
+    def work() -> Result:
         from unetflow.stages.report import report as stage
 
         return stage(path or str(common.settings().run_folder), out=out, url=url)
@@ -378,7 +379,7 @@ def demo(
     """Make a small volume, run every stage on it, score the result."""
     common = Common(cluster, workers, None, as_json, quiet, verbose)
 
-    def work(conditions: Any) -> dict[str, Any]:
+    def work(conditions: Any) -> Result:
         from unetflow.stages.demo import demo as run
         from unetflow.terminal import TrainingDisplay
 
@@ -401,7 +402,7 @@ def check(
     """Start one worker of a cluster, say what it has and sees, and stop it."""
     common = Common(file, None, None, as_json, quiet, verbose, config, sets, run)
 
-    def work() -> dict[str, Any]:
+    def work() -> Result:
         return check_place(common)
 
     result = run_stage(common, work)
@@ -421,7 +422,7 @@ def copy(
     """Copy a cluster file, and the script that submits a command to that queue, to edit them."""
     common = Common(as_json=as_json, quiet=quiet, verbose=verbose)
 
-    def work() -> dict[str, Any]:
+    def work() -> Result:
         return {"files": copy_place(name, folder, overwrite=overwrite)}
 
     show(run_stage(common, work), common, f"edit them, then: unetflow cluster check {folder / name}.toml")

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import typer
 
 from unetflow.errors import InputError, Interrupted, StageError, is_away
 
-Result = dict[str, Any]
+Result = Mapping[str, Any]  # of a stage, or what a plan says
 COUNT_FILE = "UNETFLOW_COUNT_FILE"  # set by cluster/submit.*
 EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED, EXIT_AGAIN = 1, 2, 3, 75
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unetflow.geometry import Block
 from unetflow.stages.convert_check import CompareBlock, choose_blocks, fail_where_different
 from unetflow.stages.convert_plan import STAGE, ImagePlan, Plan, plan
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.results import ConvertResult
 
 if TYPE_CHECKING:
     from unetflow.stages.sources import Readable
@@ -58,7 +59,7 @@ def convert(
     progress: Any = None,
     conditions: Conditions | None = None,
     plan_only: bool = False,
-) -> Report:
+) -> ConvertResult:
     """Convert ``source`` to the OME-Zarr 0.5 image (or group of images) ``target``.
 
     Parameters
@@ -117,14 +118,14 @@ def convert(
     if plan_only:
         first = planned.images[0]
         layout = {"chunk": list(first.chunk), "shard": list(first.shard), "block": list(first.block)}
-        return {**planned.summary(), "blocks": len(planned.pieces), **layout}
+        return cast(ConvertResult, {**planned.summary(), "blocks": len(planned.pieces), **layout})
     conditions = conditions or Conditions(client, progress)
     # The same command tries again what failed: the disk may have come back.
     with open_work(
         STAGE, target, planned.fingerprint, conditions, overwrite=overwrite, retry_failed=True
     ) as work:
         n_compared = _run(planned, work)
-        return {**planned.summary(), "blocks_compared": n_compared, **work.totals()}
+        return cast(ConvertResult, {**planned.summary(), "blocks_compared": n_compared, **work.totals()})
 
 
 def _run(planned: Plan, work: Work) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unetflow.stages.results import DemoResult
 from unetflow.stages.work import Conditions
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def demo(
     conditions: Conditions | None = None,
     overwrite: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+) -> DemoResult:
     """Make a volume and take it through prepare, train, segment, evaluate and report.
 
     Parameters
@@ -115,7 +116,6 @@ def demo(
     picture = place / "segmentation.png"
     _draw(settings, raw, out, labels, picture)
     told = report(out, out=place / "report.html")
-    keep = ("ap50", "seg", "pixel_error", "adapted_rand_error", "warping_error")
     return {
         "folder": str(place),
         "report": told["report"],
@@ -123,7 +123,11 @@ def demo(
         "out": str(out),
         "objects": found["objects"],
         "steps": trained["steps"],
-        **{key: scores[key] for key in keep},
+        "ap50": scores["ap50"],
+        "seg": scores["seg"],
+        "pixel_error": scores["pixel_error"],
+        "adapted_rand_error": scores["adapted_rand_error"],
+        "warping_error": scores["warping_error"],
     }
 
 

@@ -6,7 +6,7 @@ import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unetflow.errors import InputError
 from unetflow.geometry import BlockGrid
@@ -18,6 +18,7 @@ from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.masks import lay_over
 from unetflow.stages.overlays import write_overlays
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.results import Scores
 from unetflow.stages.tables import Rows
 from unetflow.stages.truth_map import ClassForeground, TruthMap
 from unetflow.stages.work import Conditions, Work, open_work
@@ -174,7 +175,7 @@ def evaluate(
     mask: str | None = None,
     overlays: str | None = None,
     conditions: Conditions | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """Score a segmentation.
 
     Objects are scored as they are given: the segmentation's instances, the truth's ids. A truth
@@ -224,7 +225,7 @@ def evaluate(
         scores = tally.scores(score_objects(pairs, made.grids, rows, Path(scratch), sections=sections))
         chosen = {"sections": sections, "foreground": foreground, "class_map": class_map, "mask": mask}
         keep_scores(segmentation, truth, chosen, scores, places_of(pairs, made.grids, tally))
-        return {**scores, **pictures, **work.totals()}
+        return cast(Scores, {**scores, **pictures, **work.totals()})
 
 
 def _scratch_root(settings: Settings) -> str | None:

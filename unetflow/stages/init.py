@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unetflow.errors import InputError
+from unetflow.stages.results import InitResult
 from unetflow.stages.template import Choice, render
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def init(
     voxel_size: Sequence[float] | None = None,
     overwrite: bool = False,
     machine: Machine | None = None,
-) -> dict[str, Any]:
+) -> InitResult:
     """Write a commented project file.
 
     Parameters
@@ -62,7 +63,7 @@ def init(
         raise InputError(f"the folder of the project file must exist, got {path.parent}; make it first")
     choices, report = propose(raw, labels, folder=path.parent, axes=axes, voxel_size=voxel_size, machine=machine)
     path.write_text(render(choices), encoding="utf-8")
-    return {"file": str(path), **report}
+    return cast(InitResult, {"file": str(path), **report})
 
 
 def propose(

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from unetflow.stages.holes import fill_holes as fill
 from unetflow.stages.in_memory import Source, as_path
 from unetflow.stages.layout import choose_layout, linked_axes
 from unetflow.stages.pieces import Pieces
+from unetflow.stages.results import LabelResult
 from unetflow.stages.stored import stored_only
 from unetflow.stages.work import Conditions, Work, open_work, private_place, refuse_foreign
 
@@ -128,7 +129,7 @@ def _whole(lengths: Sequence[int] | None) -> Shape | None:
 
 def _label(
     path: str, out: str, axes: str | None, wanted: Wanted, conditions: Conditions, overwrite: bool
-) -> dict[str, Any]:
+) -> LabelResult:
     from unetflow.storage.folders import remove
     from unetflow.storage.volume import open_volume
 
@@ -151,7 +152,7 @@ def _label(
         part = _Part(work, volume, target, grid, linked, scratch, layout)
         n = work.once("objects", lambda: part.run(wanted))
         remove(scratch)
-        return {"out": out, "objects": n, **work.totals()}
+        return cast(LabelResult, {"out": out, "objects": n, **work.totals()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from unetflow.stages.measure import measure_volumes
 from unetflow.stages.network import model_spec
 from unetflow.stages.prepare_plan import Plan, fingerprint, plan
 from unetflow.stages.previews import write_previews
+from unetflow.stages.results import PrepareResult
 from unetflow.stages.sample import SampleBlock, place_tiles
 from unetflow.stages.sparse import Presence
 from unetflow.stages.truth import Truth, TruthForeground
@@ -46,7 +47,7 @@ def prepare(
     conditions: Conditions | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
-) -> dict[str, Any]:
+) -> PrepareResult:
     """Make ``RUN/dataset.zarr`` from the annotated volumes of the settings.
 
     Parameters
@@ -70,7 +71,7 @@ def prepare(
     with open_work(
         "prepare", settings.run_folder, prints, conditions, overwrite=overwrite, retry_failed=retry_failed
     ) as work:
-        return {**_prepare(made, work, prints), **missing}
+        return cast(PrepareResult, {**_prepare(made, work, prints), **missing})
 
 
 def _prepare(made: Plan, work: Work, prints: dict[str, Any]) -> dict[str, Any]:

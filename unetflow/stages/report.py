@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from unetflow.errors import InputError
+from unetflow.stages.results import ReportResult
 
 
 def report(
     path: str | os.PathLike[str], *, out: str | os.PathLike[str] | None = None, url: str | None = None
-) -> dict[str, Any]:
+) -> ReportResult:
     """Write the report of a run, or of an output of `segment` with the run that made its model.
 
     Parameters
@@ -70,7 +71,8 @@ def report(
     content = page.page(title, subtitle, [keys, *sections]).encode()
     write_whole(target.absolute(), memoryview(content))
     shown: str | dict[str, str] | None = opened.get("") or opened or None
-    return {"report": str(target), "bytes": len(content), **({"neuroglancer": shown} if shown else {})}
+    found: ReportResult = {"report": str(target), "bytes": len(content)}
+    return {**found, "neuroglancer": shown} if shown else found
 
 
 def _is_model_of(request: dict[str, Any], run: Path) -> bool:

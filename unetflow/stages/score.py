@@ -9,6 +9,7 @@ from typing import Any
 from unetflow.errors import InputError
 from unetflow.stages.evaluate import evaluate
 from unetflow.stages.in_memory import Source, as_path
+from unetflow.stages.results import Scores
 from unetflow.stages.work import Conditions
 
 
@@ -24,7 +25,7 @@ def score(
     mask: str | None = None,
     client: Any = None,
     conditions: Conditions | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """Score objects and classes against truth, with every score that `unetflow evaluate` gives.
 
     Parameters

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from unetflow.errors import InputError
 from unetflow.stages.admission import refuse_large_chunks
@@ -27,6 +27,7 @@ from unetflow.stages.parts import Part
 from unetflow.stages.predict import PredictBlock
 from unetflow.stages.pyramid import build_pyramids
 from unetflow.stages.request import record_request
+from unetflow.stages.results import SegmentResult
 from unetflow.stages.seams import measure_seams
 from unetflow.stages.segment_plan import Plan, fingerprint, plan
 from unetflow.stages.tile_runner import Normalisation
@@ -52,7 +53,7 @@ def segment(
     conditions: Conditions | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
-) -> dict[str, Any]:
+) -> SegmentResult:
     """Segment a volume, or every image of a collection, block by block.
 
     Parameters
@@ -93,10 +94,10 @@ def segment(
         if work.ledger.value("request") != request:
             work.ledger.set_value("request", request)
         if chosen is None:
-            return {**_segment(made, work, prints), **missing}
+            return cast(SegmentResult, {**_segment(made, work, prints), **missing})
         _, task = _begin(made, work, prints)
         work.run_pass("predict", task, chosen.of(made.blocks), must_be_whole=False, brick=made.bricks)
-        return {"out": made.out, "part": part, **work.totals()}
+        return cast(SegmentResult, {"out": made.out, "part": part, **work.totals()})
 
 
 def _begin(made: Plan, work: Work, prints: dict[str, Any]) -> tuple[tuple[Output, ...], PredictBlock]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from unetflow.stages.facts import read_facts
 from unetflow.stages.finetune import Start, start_from
 from unetflow.stages.network import model_spec
 from unetflow.stages.predicted import watch
+from unetflow.stages.results import TrainResult
 from unetflow.stages.work import Conditions, open_work, versions
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def train(
     new_head: bool = False,
     overwrite: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
+) -> TrainResult:
     """Train a network, or go on where the last run stopped.
 
     Parameters
@@ -186,7 +187,7 @@ def train(
         )
     if result.get("is_stopped"):
         raise Interrupted(f"training stopped after step {result['step']} of {made.steps}; a checkpoint is written")
-    return {"model": str(made.model), **result, "seconds": work.totals()["seconds"]}
+    return cast(TrainResult, {"model": str(made.model), **result, "seconds": work.totals()["seconds"]})
 
 
 def _provenance(made: Plan) -> dict[str, Any]:

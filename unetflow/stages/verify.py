@@ -16,7 +16,7 @@ import secrets
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from unetflow.stages.layout import linked_axes
 from unetflow.stages.output_arrays import stored_arrays
 from unetflow.stages.pieces import Pieces, Some
 from unetflow.stages.request import Record, plan_again, read_record
+from unetflow.stages.results import VerifyResult
 from unetflow.stages.stored import stored_only
 from unetflow.stages.verify_blocks import CheckBlock, ReadBlock, unrounded
 from unetflow.stages.verify_rules import ObjectRule
@@ -108,7 +109,7 @@ def verify(
     volume: str | None = None,
     seed: int | None = None,
     conditions: Conditions | None = None,
-) -> dict[str, Any]:
+) -> VerifyResult:
     """Check every checksum of an output, then compute random blocks again and compare.
 
     Parameters
@@ -145,7 +146,7 @@ def verify(
         elif damaged and made.again is not None:
             log.warning("no block is computed again before the damage is mended")
         totals = work.totals()
-    return {
+    found = {
         "out": made.out,
         "arrays": len(made.arrays),
         "files": n_files,
@@ -155,6 +156,7 @@ def verify(
         "seed": seed,
         **totals,
     }
+    return cast(VerifyResult, found)
 
 
 def _read_all(made: Plan, work: Work) -> tuple[list[dict[str, Any]], int]:
