@@ -211,11 +211,13 @@ def _configure_logging(common: Common) -> None:
 def _fail(common: Common, error: BaseException, code: int, advice: str | None = None) -> None:
     if common.verbose:
         logging.getLogger("unetflow").error("", exc_info=error)
-    typer.echo(f"unetflow: {error}", err=True)
+    # Some, such as a TimeoutError of Dask's, have no words of their own.
+    said = str(error) or f"{type(error).__name__} (-v tells where)"
+    typer.echo(f"unetflow: {said}", err=True)
     if advice:
         typer.echo(advice, err=True)
     if common.as_json:
-        typer.echo(json.dumps({"error": str(error), "exit": code}))
+        typer.echo(json.dumps({"error": said, "exit": code}))
     raise typer.Exit(code)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
+import typer
 
 from unetflow.errors import InputError
-from unetflow.terminal import TrainingDisplay, numbers, read_class_map
+from unetflow.terminal import Common, TrainingDisplay, numbers, read_class_map, run_stage
 
 
 def test_a_log_tells_where_training_goes_on_its_steps_and_its_held_out_scores(
@@ -42,3 +43,13 @@ def test_lists_of_the_command_line_are_read_or_refused() -> None:
         numbers("a,b", int)
     with pytest.raises(InputError, match="0=0,255=1"):
         read_class_map("0:0")
+
+
+def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> dict[str, int]:
+        raise TimeoutError
+
+    with pytest.raises(typer.Exit) as ended:
+        run_stage(Common(), work)
+    assert ended.value.exit_code == 75
+    assert capsys.readouterr().err.startswith("unetflow: TimeoutError (-v tells where)\n")
