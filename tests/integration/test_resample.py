@@ -14,16 +14,20 @@ import zarr
 from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
 from unetflow.geometry import Box, mirror_indices
-from unetflow.nn.checkpoint import export_model
+from unetflow.nn.checkpoint import export_model, load_model
 from unetflow.nn.predict import Predictor
 from unetflow.nn.unet import UNet
 from unetflow.numerics.rescale import rescale, rescaled_length, source_box
 from unetflow.settings import Settings, make_settings
 from unetflow.stages.evaluate import evaluate
 from unetflow.stages.figures import plan_figures
+from unetflow.stages.resampled import Resampled
 from unetflow.stages.segment import segment
 from unetflow.stages.segment_plan import plan
+from unetflow.stages.tile_runner import Kept, Loaded, TileRunner, hull
+from unetflow.stages.tiles import Tiling
 from unetflow.stages.verify import verify
+from unetflow.storage.chunks import ChunkCache
 from unetflow.storage.volume import create_array, open_volume
 
 Array = np.ndarray[Any, Any]
@@ -179,6 +183,33 @@ def test_blocks_and_workers_change_no_bit(
     assert (output.shape, output.voxel_size) == ((30, 60, 70), (0.2, 0.1, 0.1))
     assert not output.read(Box((0, 40, 0), (30, 60, 32))).any()  # outside the mask
     assert output.read(output.box).std() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["exact", "blend"])
+def test_any_box_of_the_outputs_has_the_bits_of_the_whole(fine: Path, mode: Any) -> None:
+    """Boxes that cut tiles anywhere, as blocks of large volumes do."""
+    predictor = Predictor(load_model(str(fine / "model.safetensors"))[0])
+    view = Resampled(open_volume(str(fine / "raw.zarr")), (2.0, 2.0, 2.0))
+    tiling = Tiling(predictor.spec, view.volume.box, (16, 16, 16), mode=mode, ratio=view.ratio)
+
+    def predicted(box: Box) -> Array:
+        tiles = list(tiling.touching(box))
+        outer = hull([tile.source for tile in tiles])
+        cache = ChunkCache(10**6)
+        runner = TileRunner(predictor, tiling, ([128.0], [90.0]), view.volume.fill_value, Kept(cache, {}))
+        p = np.full((3, *box.shape), np.nan, np.float32)
+        for part, values in runner.parts(Loaded(tiles, outer, view.read_mirrored(outer, cache=cache), None), box):
+            p[(slice(None), *part.relative_to(box).slices)] = values
+        return p
+
+    whole = predicted(view.volume.box)
+    assert whole.std() > 1e-3
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        start = tuple(int(rng.integers(0, n)) for n in view.volume.shape)
+        ends = zip(start, view.volume.shape, strict=True)
+        box = Box(start, tuple(min(n, a + int(rng.integers(1, 24))) for a, n in ends))
+        assert predicted(box).tobytes() == whole[(slice(None), *box.slices)].tobytes()
 
 
 def test_a_run_takes_what_was_planned_and_is_verified(fine: Path, tmp_path: Path) -> None:
