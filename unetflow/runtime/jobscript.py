@@ -147,7 +147,7 @@ def _send_output(kind: str, folder: Path, result: dict[str, Any], directives: li
     if re.search(r"\s", str(folder)):
         raise InputError(f"logs of {kind} jobs need a folder without blanks, got '{folder}'; set options.log_directory")
     result["log_directory"] = str(folder)  # what comes before the next line, and the queue's own words
-    prologue.insert(0, f'exec >> "{folder}/worker-$(hostname -s)-"{_JOB}.log 2>&1')
+    prologue.insert(0, f'exec >> {double_quoted(f"{folder}/worker-")}"$(hostname -s)-"{_JOB}.log 2>&1')
 
 
 def _refuse_unsafe(key: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def test_a_blank_is_quoted_in_a_path_and_refused_in_a_word(tmp_path: Path) -> No
 def test_a_folder_with_a_command_in_its_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"log_directory is pasted into a job script"):
         job_options(ClusterSpec("slurm", options=JOB), str(tmp_path / "$(touch x)"), {})
+
+
+@pytest.mark.parametrize("kind", ["lsf", "pbs", "sge"])
+def test_what_folder_and_variables_hold_is_text_for_the_shell(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / 'a";>canary;"'
+    value = 'b"; touch canary; $HOME'
+    made = job_options(ClusterSpec(kind, security=False, options=JOB), str(folder), {"A": value})
+    code = "\n".join([*made["job_script_prologue"], 'echo "$A"'])
+    subprocess.run(["sh", "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.rglob("canary"))
+    [log] = folder.glob("worker-*.log")
+    assert log.read_text() == f"{value}\n"
 
 
 def script(made: dict[str, Any], kind: str = "slurm") -> str:
