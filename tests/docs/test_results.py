@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -88,6 +89,14 @@ def test_every_public_function_has_a_typed_result(name: str) -> None:
         assert told == "Any"
     else:
         assert "dict" not in told and told != "Any", told
+
+
+@pytest.mark.parametrize("name", [name for name in unetflow.__all__ if not name.startswith("_")])
+def test_every_parameter_of_a_public_function_is_described(name: str) -> None:
+    function = getattr(unetflow, name)
+    told = re.findall(r"^([\w, ]+) :", inspect.getdoc(function).partition("Parameters\n---")[2], re.MULTILINE)
+    described = {word.strip() for names in told for word in names.split(",")}
+    assert set(inspect.signature(function).parameters) <= described
 
 
 def test_the_package_says_that_it_is_typed() -> None:

@@ -84,13 +84,16 @@ def convert(
         Keep files apart, as one image each under the files' names.
     level : int
         Level of a multiscale Zarr source.
-
+    overwrite : bool
+        Start anew, whatever an earlier run left.
     client, progress, conditions : optional
         Where blocks run and who is told; ``conditions`` holds both, and when to stop.
+    plan_only : bool
+        Say what would be done, and do nothing.
 
     Returns
     -------
-    dict
+    ConvertResult
         target, images, shape, axes, voxel_size, blocks_compared (random blocks that were read again
         from both sides and were equal), blocks, blocks_skipped, retries, quarantined, seconds.
 

@@ -75,12 +75,20 @@ def demo(
     ----------
     folder : path
         Where everything goes.
+    client : distributed.Client, optional
+        Where blocks run; None is a plain loop.
     seed : int
         Of the volume and of the training.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
+    overwrite : bool
+        Start anew, whatever an earlier run left.
+    on_event : callable, optional
+        Told of steps, validations and checkpoints of the training.
 
     Returns
     -------
-    dict
+    DemoResult
         The scores on the part that was not trained on, and where to look.
     """
     from unetflow.settings import load_settings

@@ -185,8 +185,12 @@ def evaluate(
 
     Parameters
     ----------
+    settings : Settings
+        The project; the ``[[data]]`` table that names the truth says what its values mean.
     segmentation, truth : str
         An output of `segment` or an integer array; integer arrays, or collections of them.
+    client : distributed.Client, optional
+        Where blocks run; None is a plain loop.
     sections : bool
         Score each plane (or image of a collection) on its own.
     foreground : int, optional
@@ -197,11 +201,18 @@ def evaluate(
         Path or URL of a mask over the truth, of any resolution; where it is 0 nothing counts.
     overlays : str, optional
         Folder for pictures of the worst sections or blocks.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
 
     Returns
     -------
-    dict
-        The keys of INTERFACE, section 5; a score that is not defined is None.
+    Scores
+        A score that is not defined is None.
+
+    Raises
+    ------
+    InputError
+        For everything that `plan` refuses.
 
     Notes
     -----

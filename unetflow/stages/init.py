@@ -43,12 +43,14 @@ def init(
         Axes of the raw array, letters of ``tczyx``, where the metadata have none.
     voxel_size : sequence of float, optional
         Micrometres for each spatial axis, where the metadata have none.
+    overwrite : bool
+        Write over an earlier file.
     machine : Machine, optional
         That the numbers are for; absent: this one.
 
     Returns
     -------
-    dict
+    InitResult
         file, and with arrays kind, dims and the reason for it, axes, shape, voxel_size, images.
 
     Raises

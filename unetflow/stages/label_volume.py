@@ -76,10 +76,14 @@ def label_volume(
         Of the labels, per axis; a block is a shard.
     client : distributed.Client, optional
         Where blocks run; None is a plain loop.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
+    overwrite : bool
+        Start anew, whatever an earlier run left.
 
     Returns
     -------
-    ndarray of uint32 or dict
+    ndarray of uint32 or LabelResult
         The labels of an array; else where the labels of a volume are, how many objects there are, and the
         totals of the blocks.
 

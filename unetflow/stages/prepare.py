@@ -56,11 +56,27 @@ def prepare(
         The project.
     client : distributed.Client, optional
         Where blocks run; None is a plain loop.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
+    overwrite : bool
+        Start anew, whatever an earlier run left.
+    retry_failed : bool
+        Try blocks again that an earlier run set aside.
 
     Returns
     -------
-    dict
+    PrepareResult
         Counts, class weights, shapes and the totals of the blocks.
+
+    Raises
+    ------
+    InputError
+        For everything that `plan` refuses, before anything is written; or if another run holds the place, or began
+        it with other settings.
+    StageError
+        If the work cannot be done for a reason outside of its input.
+    Interrupted
+        If it was stopped; the same call goes on.
     """
     conditions = conditions or Conditions(client)
     made = plan(settings)

@@ -27,7 +27,7 @@ def report(
 
     Returns
     -------
-    dict
+    ReportResult
         ``report``, the file, and its ``bytes``; for an output with a URL also ``neuroglancer``, a link that opens it
         there, or one for each image.
 

@@ -46,10 +46,12 @@ def score(
         Where it is 0 nothing counts.
     client : distributed.Client, optional
         Where blocks run; None is a plain loop.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
 
     Returns
     -------
-    dict
+    Scores
         ``pixel_error``, ``iou``, ``dice``, ``adapted_rand_error``, ``voi_split``, ``seg``, ``ap50`` and so on;
         a score that is not defined is None.
 

@@ -67,15 +67,37 @@ def segment(
     model : str, optional
         A model file or a run folder; default: the run's own.
     out : str, optional
-        Folder of the result; default ``NAME.unetflow.zarr``.
+        Folder or URL of the result; default ``NAME.unetflow.zarr``.
+    roi : str, optional
+        ``z0:z1,y0:y1,x0:x1`` in voxels: only this region, and the output has its shape.
+    mask : str, optional
+        Path or URL of a mask of any resolution; where it is 0 nothing is computed and nothing stored.
+    axes : str, optional
+        Axes of the volume, letters of ``tczyx``, where metadata have none.
     part : str, optional
         ``k/n``: predict only the k-th of n parts of the blocks. What joins them is done by the
         same call without it.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
+    overwrite : bool
+        Start anew, whatever an earlier run left.
+    retry_failed : bool
+        Try blocks again that an earlier run set aside.
 
     Returns
     -------
-    dict
+    SegmentResult
         Where the result is, object counts, and the totals of the blocks.
+
+    Raises
+    ------
+    InputError
+        For everything that `plan` refuses, before anything is written; or if another run holds the place, or began
+        it with other settings.
+    StageError
+        If the work cannot be done for a reason outside of its input.
+    Interrupted
+        If it was stopped; the same call goes on.
     """
     conditions = conditions or Conditions(client)
     made = plan(settings, volume, model=model, out=out, roi=roi, mask=mask, axes=axes)

@@ -154,13 +154,27 @@ def train(
         A model file or run folder whose weights are the start (fine-tuning).
     new_head : bool
         Draw the last layer anew, for other classes than those of that model.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
+    overwrite : bool
+        Start anew, whatever an earlier run left.
     on_event : callable, optional
         Told of steps, validations and checkpoints.
 
     Returns
     -------
-    dict
+    TrainResult
         The model's path, the steps, the score.
+
+    Raises
+    ------
+    InputError
+        For everything that `plan` refuses, before anything is written; or if another run holds the place, or began
+        it with other settings.
+    StageError
+        If the work cannot be done for a reason outside of its input.
+    Interrupted
+        If it was stopped; the same call goes on.
     """
     import shutil
 

@@ -124,10 +124,12 @@ def verify(
         Where model and volume lie now, if no longer where they were.
     seed : int, optional
         Of the choice of blocks; absent: another one each time.
+    conditions : Conditions, optional
+        Client, progress, and when to stop, in one record.
 
     Returns
     -------
-    dict
+    VerifyResult
         ``damaged`` files and ``mismatches``, both empty where all is well; ``recomputed`` are block numbers.
     """
     conditions = conditions or Conditions(client)
