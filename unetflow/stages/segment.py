@@ -187,14 +187,17 @@ def _cost(made: Plan, tally: Tally, work: Work) -> dict[str, dict[str, Any]]:
 
 
 def _threads_of_a_worker(work: Work) -> int:
-    """Ask a worker how many tiles it runs at once; 1 where none is left to ask."""
+    """Ask a worker how many tiles it runs at once; 1 where none answers: a figure ends no run whose work is done."""
     from unetflow.runtime.environment import threads_of_a_task
 
     client = work.conditions.client
     if client is None:
         return threads_of_a_task()
-    workers = list(client.scheduler_info(n_workers=-1)["workers"])[:1]
-    answers = client.run(threads_of_a_task, workers=workers, on_error="ignore") if workers else {}
+    try:
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])[:1]
+        answers = client.run(threads_of_a_task, workers=workers, on_error="ignore") if workers else {}
+    except OSError:  # TimeoutError and Dask's CommClosedError are such
+        answers = {}
     return int(next(iter(answers.values()), 1))
 
 
