@@ -56,6 +56,7 @@ def test_a_full_disk_stops_the_run_without_half_a_chunk_and_with_room_it_goes_on
     assert ended.code == 1, ended
     assert "No space left on device" in ended.told and str(out) in ended.told and "bytes are free" in ended.told
     assert "Traceback" not in ended.told
+    assert oracle.leftovers(out) == []
     wanted = oracle.tree(place / "raw.unetflow.zarr")
     found = oracle.tree(out)
     assert [name for name in found if "/c/" in name and found[name] != wanted[name]] == []
