@@ -251,15 +251,16 @@ def test_every_plain_type_is_segmented(segment: Any, tmp_path: Path, dtype: str)
 def test_a_symlink_loop_and_a_path_that_climbs_are_refused(segment: Any, tmp_path: Path) -> None:
     (tmp_path / "loop.zarr").symlink_to(tmp_path / "loop.zarr")
     refused(segment(tmp_path / "loop.zarr"), "loop.zarr")
+    zarr.save_array(tmp_path / "out", np.ones((40, 40), np.uint8))
     group = zarr.create_group(tmp_path / "climbs.zarr")
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [{
             "axes": [{"name": n, "type": "space"} for n in "yx"],
-            "datasets": [{"path": "../../etc", "coordinateTransformations": [{"type": "scale", "scale": [1, 1]}]}],
+            "datasets": [{"path": "../out", "coordinateTransformations": [{"type": "scale", "scale": [1, 1]}]}],
         }],
     }  # fmt: skip
-    refused(segment(tmp_path / "climbs.zarr"), "climbs.zarr")
+    refused(segment(tmp_path / "climbs.zarr"), "climbs.zarr", "inside its image", "'../out'")
 
 
 def limit() -> Iterator[None]:
