@@ -41,9 +41,12 @@ def stage(request: pytest.FixtureRequest, place: Path, forks: Forks) -> Iterator
 
 
 def kill_at(point: str, chosen: Stage, place: Path, forks: Forks) -> set[tuple[str, int]]:
-    """Run until the line, and return what the ledger then holds as done."""
+    """Run until the line, and return what the ledger then holds as done; no chunk is there by half."""
     ended = forks.run(*chosen.words, "--cluster", "none", folder=place, **{VARIABLE: point})
     assert ended.code == -9, f"{point} did not kill: {ended}"
+    wanted, found = oracle.tree(place / chosen.wanted), oracle.tree(place / chosen.folder)
+    chunks = {name for name in found.keys() & wanted.keys() if "/c/" in name}
+    assert {name for name in chunks if found[name] != wanted[name]} == set(), f"{point}: half a chunk under its name"
     return oracle.done(place / chosen.folder, chosen.name)
 
 
