@@ -97,12 +97,15 @@ def rescale(source: Array, place: Box, target: Box, ratio: Sequence[float]) -> A
     needed = source_box(target, ratio)
     if not place.contains(needed):
         raise ValueError(f"voxels {target} are made of the source's {needed}, got {place}")
-    cut = source[(slice(None), *needed.relative_to(place).slices)]
-    values = np.ascontiguousarray(cut, np.result_type(source.dtype, np.float32))
-    for axis, r in enumerate(ratio):
-        if r != 1:
-            values = _along(values, axis + 1, np.arange(target.start[axis], target.stop[axis]), r)
-    return values
+    out = np.empty((len(source), *target.shape), np.result_type(source.dtype, np.float32))
+    # Channel by channel: what stands between two axes may be as large as the result.
+    for channel, kept in zip(source, out, strict=True):
+        values = np.ascontiguousarray(channel[needed.relative_to(place).slices], out.dtype)
+        for axis, r in enumerate(ratio):
+            if r != 1:
+                values = _along(values, axis, np.arange(target.start[axis], target.stop[axis]), r)
+        kept[...] = values
+    return out
 
 
 def _window(voxels: Array, ratio: float) -> tuple[Array, Array]:

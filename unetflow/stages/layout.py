@@ -17,6 +17,8 @@ _CHUNK = {2: 512, 3: 64}
 _SHARD = {2: 2048, 3: 256}
 _BLOCK_VOXELS = {dims: length**dims for dims, length in _SHARD.items()}
 _ENOUGH_BLOCKS = 32
+# Voxels, as a network sees them, that a block of several tiles may have: it is held twice, as numbers.
+_MOST_SEEN = 2**26
 
 
 def linked_axes(grid_axes: str, dims: int, *, link: bool | str = False) -> tuple[bool, ...]:
@@ -160,8 +162,9 @@ def _choose_block(axes: Sequence[Axis], tiling: Tiling, unit: Shape) -> Shape:
     if tiling.mode == "exact":
         least = min(least // 4, tiling.domain.size // _ENOUGH_BLOCKS)
     block = [round_up(a.block(t), u) for a, t, u in zip(axes, tile, unit, strict=True)]
+    seen = math.prod(max(1.0, 1 / a.ratio) for a in axes)
     while True:
         axis = min((i for i, a in enumerate(axes) if block[i] < a.length), key=lambda i: block[i], default=None)
-        if axis is None or math.prod(block) >= least:
+        if axis is None or math.prod(block) >= least or 2 * seen * math.prod(block) > _MOST_SEEN:
             return tuple(block)
         block[axis] *= 2

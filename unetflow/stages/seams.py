@@ -5,12 +5,14 @@
     block  . . . a | b . . .  block        across: |a - b|
                a' a|b b'                   beside: |a' - a| and |b - b'|
 
-1.0 is no seam. Up to 256 faces, chosen by seed, are read from the finished output.
+1.0 is no seam. Up to 256 faces, chosen by seed, are read from the finished output. Between voxels that were
+interpolated from longer ones, jumps differ with the place between these: there *beside* is one such voxel away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,11 +32,18 @@ _LONGEST = 2048
 
 @dataclass(frozen=True)
 class Faces:
-    """Some far faces of blocks along one axis, each as four planes: two before it and two behind."""
+    """Some far faces of blocks along one axis, each as four planes: two before it and two behind.
+
+    Parameters
+    ----------
+    step : int
+        Voxels from a face to what is beside it: for more than 1 there are as many more planes.
+    """
 
     grid: BlockGrid
     axis: int
     chosen: tuple[int, ...]
+    step: int = 1
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -45,7 +54,7 @@ class Faces:
         # A face may be large: its middle tells as much.
         start = [a + max(0, (b - a - _LONGEST) // 2) for a, b in zip(inner.start, inner.stop, strict=True)]
         stop = [min(a + _LONGEST, b) for a, b in zip(start, inner.stop, strict=True)]
-        start[self.axis], stop[self.axis] = face - 2, face + 2
+        start[self.axis], stop[self.axis] = face - 1 - self.step, face + 1 + self.step
         box = Box(tuple(start), tuple(stop))
         return Block(number, box, box)
 
@@ -54,20 +63,20 @@ class Faces:
 
 
 def choose_faces(
-    grid: BlockGrid, axis: int, seed: int, stored: npt.NDArray[np.bool_], most: int = MOST_FACES
+    grid: BlockGrid, axis: int, seed: int, stored: npt.NDArray[np.bool_], most: int = MOST_FACES, step: int = 1
 ) -> Faces:
-    """Draw faces with two voxels on either side, between blocks that are both stored."""
+    """Draw faces with two voxels (1 + step) on either side, between blocks that are both stored."""
     counts, length = grid.counts, grid.block_shape[axis]
     last = grid.domain.shape[axis] - (counts[axis] - 1) * length
     there = np.moveaxis(stored.reshape(counts), axis, 0)
     has_face = np.zeros_like(there)
-    if length >= 2:
+    if length > step:
         has_face[:-1] = there[:-1] & there[1:]
-        has_face[counts[axis] - 2 :] &= last >= 2
+        has_face[counts[axis] - 2 :] &= last > step
     numbers = np.flatnonzero(np.moveaxis(has_face, 0, axis))
     if len(numbers) > most:
         numbers = np.sort(np.random.default_rng([seed, 2, axis]).choice(numbers, most, replace=False))
-    return Faces(grid, axis, tuple(int(n) for n in numbers))
+    return Faces(grid, axis, tuple(int(n) for n in numbers), step)
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,28 @@ class SeamBlock:
         assert isinstance(faces, Faces)
         voxels = self.images[index].read(here.inner).astype(np.float32)
         jumps = np.abs(np.diff(voxels, axis=faces.axis + 1)).sum(axis=0, dtype=np.float64)
-        before, across, behind = np.split(jumps, 3, axis=faces.axis)
+        before, across, behind = (jumps.take(i * faces.step, axis=faces.axis) for i in range(3))
         return {"across": float(across.sum()), "beside": float((before.sum() + behind.sum()) / 2)}
 
 
 def measure_seams(
-    work: Work, images: tuple[Volume, ...], blocks: Pieces, linked: tuple[bool, ...], seed: int
-) -> float | None:
-    """Return the seam score of stored probabilities; None where there are no faces, or nothing jumps."""
+    work: Work, images: tuple[Volume, ...], blocks: Pieces, linked: tuple[bool, ...], seed: int,
+    ratios: Sequence[tuple[float, ...]] = (),
+) -> float | None:  # fmt: skip
+    """Return the seam score of stored probabilities; None where there are no faces, or nothing jumps.
+
+    Parameters
+    ----------
+    ratios : sequence of tuple of float, optional
+        For each image, the length of the voxels that the network saw, per grid axis; empty where these are the image's.
+    """
     found = []
-    for image, grid in zip(images, blocks.grids, strict=True):
+    for image, grid, ratio in zip(images, blocks.grids, ratios or [()] * len(images), strict=True):
         assert isinstance(grid, BlockGrid)
         [stored] = image.stored_blocks(grid)
-        faces = [choose_faces(grid, axis, seed, stored) for axis, is_linked in enumerate(linked) if is_linked]
+        steps = [max(1, math.ceil(r)) for r in ratio] or [1] * len(linked)
+        axes = [axis for axis, is_linked in enumerate(linked) if is_linked]
+        faces = [choose_faces(grid, axis, seed, stored, step=steps[axis]) for axis in axes]
         found += [(image, some) for some in faces if len(some)]
     if not found:
         return None

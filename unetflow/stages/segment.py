@@ -205,7 +205,8 @@ def _seam_score(made: Plan, work: Work, outputs: Sequence[Output]) -> float | No
     """Measure the jumps across blocks in what was stored: probabilities, else classes."""
     stored = tuple(o.probabilities[0] if o.probabilities else o.classes[0][0] for o in outputs)
     linked = linked_axes(made.images[0].volume.grid_axes, made.spec.dims)
-    return measure_seams(work, stored, made.grids, linked, made.settings.run.seed)
+    ratios = [image.ratio for image in made.images]
+    return measure_seams(work, stored, made.grids, linked, made.settings.run.seed, ratios)
 
 
 def normalise_images(made: Plan, work: Work) -> list[Normalisation]:

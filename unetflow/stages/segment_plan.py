@@ -197,10 +197,12 @@ def plan(
 
 def _warn_of_reading(image: Image, amplification: float) -> None:
     if amplification > _MUCH_READING:
+        cure = "make a copy in smaller chunks with: unetflow convert"
+        if any(r > 1 for r in image.ratio):
+            cure = "the network's context is long in voxels so short, take a coarser level or a coarser copy"
         log.warning(
-            "chunks %s of %s do not fit a worker's cache of %s together: each is fetched %.0f times; make a copy in "
-            "smaller chunks with: unetflow convert",
-            image.volume.chunk, image.volume.path, format_bytes(CHUNK_CACHE_BYTES), amplification,
+            "chunks %s of %s do not fit a worker's cache of %s together: each is fetched %.0f times; %s",
+            image.volume.chunk, image.volume.path, format_bytes(CHUNK_CACHE_BYTES), amplification, cure,
         )  # fmt: skip
 
 

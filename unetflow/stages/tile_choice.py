@@ -96,13 +96,16 @@ def _search(spec: UNetSpec, axes: tuple[Axis, ...], memory: int, n_planes: int) 
         idle = _IDLE_TILES * cost // (n_tiles * n_planes)
         return cost + idle, n_tiles, max(tile) - min(tile), tile
 
+    smallest = tuple(a.stride for a in axes)
+
     @cache
     def fits(tile: Shape) -> bool:
         most = _MOST_VOXELS if n_planes == 1 else _MOST_OF_A_PLANE
-        is_short = math.prod(tile) <= max(most, math.prod(a.stride for a in axes))
+        # Short voxels of the volume cost memory, and short ones of the network's work.
+        n_voxels = math.prod(t * max(1.0, 1 / a.ratio) for t, a in zip(tile, axes, strict=True))
+        is_short = n_voxels <= most or tile == smallest
         return is_short and forward_bytes(spec, _input_of(axes, tile)) <= memory
 
-    smallest = tuple(a.stride for a in axes)
     if not fits(smallest):
         shape = _input_of(axes, smallest)
         raise InputError(

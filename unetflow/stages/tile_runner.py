@@ -122,8 +122,8 @@ class TileRunner:
             return p[(slice(None), *part.relative_to(tile.kept).slices)]
         from unetflow.numerics.rescale import rescale
 
-        # Means of probabilities are some, but for the last bit.
-        return np.clip(rescale(p, tile.made, part, [1 / r for r in self.tiling.ratio]), 0, 1)
+        means = rescale(p, tile.made, part, [1 / r for r in self.tiling.ratio])
+        return np.clip(means, 0, 1, out=means)  # as are all means of probabilities but for the last bit
 
     def _normalised(self, raw: Array) -> Float32:
         """Return one tile's input ``(C, *S)``."""

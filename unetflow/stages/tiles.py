@@ -141,6 +141,11 @@ class Tiling:
         off = [a % s for a, s in zip(self.domain.start[self.n_lead :], self.spec.total_stride, strict=True)]
         return tuple(whole_strides(k, r, s, is_off=o > 0) for (k, r, s), o in zip(axes, off, strict=True))
 
+    @property
+    def made_shape(self) -> Shape:
+        """Length of what a tile makes at most, in voxels that the network sees, along its axes."""
+        return tuple(most_made(k, r) for k, r in zip(self.tile[self.n_lead :], self.seen_ratio, strict=True))
+
     @cached_property
     def input_shape(self) -> Shape:
         """Shape of what one tile reads, along the network's axes."""
@@ -230,9 +235,13 @@ def whole_strides(kept: int, ratio: float, stride: int, *, is_off: bool = True) 
     """
     if ratio == 1:
         return kept + (stride if is_off else 0)
-    # A window of this length touches one voxel more than it is long, wherever it stands.
-    most = math.ceil((kept - 1) / ratio + max(1.0, 1 / ratio)) + 1
-    return -(-(most + stride - 1) // stride) * stride
+    return -(-(most_made(kept, ratio) + stride - 1) // stride) * stride
+
+
+def most_made(kept: int, ratio: float) -> int:
+    """Return how many voxels that the network sees so many of the volume are made of, at most."""
+    # Windows from the first to the last: a stretch that touches one voxel more than it is long, wherever it stands.
+    return kept if ratio == 1 else math.ceil((kept - 1) / ratio + max(1.0, 1 / ratio)) + 1
 
 
 def _gauss(place: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.float64]:

@@ -40,6 +40,8 @@ _HEAPS_BYTES = 160_000_000
 # Resident memory of a worker with numpy, zarr, torch and distributed loaded that has run a network of
 # 5 kB once: 343 MB (torch 2.13 for CPU, Python 3.11).
 BASE_BYTES = 345_000_000
+# numba and its compiler, which resampling loads.
+_COMPILER_BYTES = 130_000_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def plan_memory(made: Plan, reads: Sequence[Reads], n_threads: int, cache: int) 
     network = weight_bytes(made.spec) + max(_tiles_at_once(made, i, n_threads) for i in made.images)
     blocks = max(_block_bytes(made, image, r) for image, r in zip(made.images, reads, strict=True))
     return Memory(
-        base=BASE_BYTES,
+        base=BASE_BYTES + (_COMPILER_BYTES if any(image.ratio for image in made.images) else 0),
         network=network,
         blocks=blocks,
         cache=min(cache, max(r.bytes(r.all) for r in reads)),
@@ -114,14 +116,15 @@ def _block_bytes(made: Plan, image: Image, reads: Reads) -> int:
     raw = image.volume.n_channels * np.dtype(image.seen.dtype).itemsize * math.prod(a.outer for a in reads.axes)
     block = math.prod(min(b, n) for b, n in zip(image.block, image.domain.shape, strict=True))
     voxel = sum(n * size for n, size in stored_arrays(made))
-    tile = 4 * n_classes * math.prod(image.tile)
+    tiling = made.tiling_of(image)
+    tile = 4 * n_classes * (math.prod(image.tile) + math.prod(tiling.made_shape))
     blend = 4 * n_classes * block if made.settings.segment.mode == "blend" else 0
     resampling = 0
     if image.ratio:
         fetched, resampling = _resampling_bytes(made, image, reads)
     # Computed and read ahead, with the chunks that this one takes; computed and written behind, with
     # the copy of a shard that is packed; probabilities of a tile, and the part of them that is kept.
-    return 2 * raw + fetched + (2 * block + math.prod(image.shard)) * voxel + 2 * tile + blend + resampling
+    return 2 * raw + fetched + (2 * block + math.prod(image.shard)) * voxel + tile + blend + resampling
 
 
 def _resampling_bytes(made: Plan, image: Image, reads: Reads) -> tuple[int, int]:
@@ -131,11 +134,11 @@ def _resampling_bytes(made: Plan, image: Image, reads: Reads) -> tuple[int, int]
     source = [math.ceil(n * r) + 2 for n, r in zip(slab, image.ratio, strict=True)]
     axes = zip(reads.axes, source, volume.chunk, strict=True)
     fetched = reads.voxel_bytes * math.prod(min(a.widest(1), n + 2 * c) for a, n, c in axes)
-    # As it is stored, and as numbers before and after an axis is resampled.
-    wide = volume.n_channels * np.dtype(seen.dtype).itemsize
-    most = max(math.prod(source), math.prod(slab))
-    tile = max(math.prod(made.tiling_of(image).strides_made), math.prod(image.tile))
-    return fetched, (reads.voxel_bytes + 2 * wide) * most + 2 * 4 * made.spec.out_channels * tile
+    raw = reads.voxel_bytes * math.prod(source)
+    # A channel as numbers, before and after an axis is resampled.
+    wide = 2 * np.dtype(seen.dtype).itemsize * max(math.prod(source), math.prod(slab))
+    tile = 2 * 4 * max(math.prod(image.tile), math.prod(made.tiling_of(image).made_shape))
+    return fetched, raw + wide + tile
 
 
 def stored_arrays(made: Plan) -> list[tuple[int, int]]:

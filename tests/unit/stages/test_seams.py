@@ -10,17 +10,20 @@ import pytest
 from scipy import ndimage
 
 from unetflow.geometry import BlockGrid, Box
+from unetflow.numerics.rescale import rescale, source_box
 from unetflow.stages.pieces import Pieces
 from unetflow.stages.seams import choose_faces, measure_seams
 from unetflow.stages.work import Conditions, open_work
 from unetflow.storage.volume import create_array
 
 
-def score(folder: Path, field: np.ndarray[Any, Any], block: tuple[int, ...]) -> float | None:
+def score(
+    folder: Path, field: np.ndarray[Any, Any], block: tuple[int, ...], ratio: tuple[float, ...] = ()
+) -> float | None:
     volume = create_array(str(folder / "p"), axes="cyx", n_channels=1, shape=field.shape, dtype="float32", chunk=block)
     volume.write(volume.box, field[None].astype(np.float32))
     with open_work("seams", folder / "work", {}, Conditions()) as work:
-        return measure_seams(work, (volume,), Pieces((BlockGrid(volume.box, block),)), (True, True), seed=0)
+        return measure_seams(work, (volume,), Pieces((BlockGrid(volume.box, block),)), (True, True), 0, [ratio])
 
 
 @pytest.mark.parametrize(("step", "low", "high"), [(0.0, 0.9, 1.1), (0.02, 1.3, 9.0), (0.2, 9.0, 200.0)])
@@ -30,6 +33,28 @@ def test_a_step_between_blocks_shows(tmp_path: Path, step: float, low: float, hi
     found = score(tmp_path, field + step * blocks, (32, 32))
     assert found is not None
     assert low < found < high
+
+
+@pytest.mark.parametrize("ratio", [2.0, 3.5])
+def test_interpolated_voxels_show_no_seam_for_their_phase(tmp_path: Path, ratio: float) -> None:
+    """Of noise on long voxels, jumps between short ones differ by where these lie in the long ones."""
+    noise = np.random.default_rng(0).random((1, 140, 140)).astype(np.float32)
+    target = Box((0, 0), (252, 252))
+    place = source_box(target, [1 / ratio] * 2)
+    field = rescale(noise[:, : place.shape[0], : place.shape[1]], place, target, [1 / ratio] * 2)[0]
+    for name in ("plain", "known"):
+        (tmp_path / name).mkdir()
+    plain = score(tmp_path / "plain", field, (28, 28))
+    known = score(tmp_path / "known", field, (28, 28), (ratio, ratio))
+    assert plain is not None
+    assert known is not None
+    assert 0.9 < known < 1.1
+    assert ratio != 2 or plain > 1.5
+    blocks = np.add.outer(np.arange(252) // 28, np.arange(252) // 28) % 2
+    (tmp_path / "step").mkdir()
+    stepped = score(tmp_path / "step", field + 0.5 * blocks, (28, 28), (ratio, ratio))
+    assert stepped is not None
+    assert stepped > 1.5
 
 
 def test_without_faces_there_is_no_score(tmp_path: Path) -> None:
