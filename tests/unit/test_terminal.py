@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from typing import Any
 
 import pytest
 import typer
 
-from unetflow.errors import InputError
+from unetflow.errors import InputError, StageError
 from unetflow.terminal import Common, TrainingDisplay, numbers, read_class_map, run_stage
 
 
@@ -53,3 +55,25 @@ def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str]) -> 
         run_stage(Common(), work)
     assert ended.value.exit_code == 75
     assert capsys.readouterr().err.startswith("unetflow: TimeoutError (-v tells where)\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "code"),
+    [
+        (OSError(errno.ETIMEDOUT, "gone"), None, 75),
+        (StageError("could not write"), ConnectionResetError("gone"), 75),
+        (OSError(errno.ENOSPC, "full"), None, 1),
+        (StageError("could not write"), None, 1),
+    ],
+    ids=repr,
+)
+def test_a_store_that_may_come_back_is_told_apart_from_one_that_must_be_mended(
+    capsys: pytest.CaptureFixture[str], error: Exception, cause: Exception | None, code: int
+) -> None:
+    def work(conditions: Any) -> dict[str, Any]:
+        raise error from cause
+
+    with pytest.raises(typer.Exit) as end:
+        run_stage(Common(), work, needs_cluster=False)
+    assert end.value.exit_code == code
+    assert ("give the same command again" in capsys.readouterr().err) == (code == 75)

@@ -130,10 +130,11 @@ def test_a_full_disk_stops_the_pass_at_once() -> None:
     assert calls == [0]
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT])
 def test_a_lost_permission_stops_the_pass_at_once(number: int) -> None:
+    task = raising(OSError(number, "no"))
     with pytest.raises(StageError):
-        run_pass(raising(OSError(number, "no")), grid(9), record=lambda *_: None, name="p")
+        run_pass(task, grid(9), record=lambda *_: None, quarantine=lambda *_: None, name="p")
 
 
 def test_a_passing_error_of_the_file_system_is_tried_again() -> None:
