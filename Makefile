@@ -27,8 +27,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/unetflow demo
 
+# Two processes share the files of tests: much of a test is waiting for the processes that it starts.
 test: $(INSTALLED)
-	$(TESTS) -m 'not slurm and not gpu and not soak and not browser and not release' --cov=unetflow --cov-fail-under=85
+	$(TESTS) -n 2 --dist loadfile -m 'not slurm and not gpu and not soak and not browser and not release' --cov=unetflow --cov-fail-under=85
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
