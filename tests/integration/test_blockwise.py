@@ -135,6 +135,32 @@ def test_a_block_that_kills_its_workers_is_quarantined_and_no_other(
     assert "worker process died" in bad[2]["error"]
 
 
+def test_what_a_worker_told_before_it_died_counts(
+    two_workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask calls the task lost then, though its result has come."""
+    settle, lost = OnCluster._settle, list[str]()
+
+    def late(self: OnCluster, future: Any, value: Any) -> Any:
+        if not lost:
+            for pid in two_workers.run(os.getpid).values():
+                os.kill(pid, signal.SIGKILL)
+            until = time.monotonic() + 30
+            while future.status == "finished" and time.monotonic() < until:
+                time.sleep(0.001)
+            lost.append(future.status)
+        return settle(self, future, value)
+
+    monkeypatch.setattr(OnCluster, "_settle", late)
+    reports: Reports = {}
+    result = run_pass(
+        Faulty(str(tmp_path)), grid(8), client=two_workers, record=reports.__setitem__, name="p", run_length=1
+    )
+    assert lost == ["lost"]
+    assert result.quarantined == ()
+    assert sorted(reports) == list(range(8))
+
+
 def test_blocks_that_wait_beside_one_that_kills_are_not_blamed(two_workers: Any, tmp_path: Path) -> None:
     reports: Reports = {}
     bad: Reports = {}

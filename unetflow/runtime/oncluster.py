@@ -207,7 +207,7 @@ class OnCluster:
     def _settle(self, future: Future[Any], value: Any) -> Result:
         status = future.status
         attempt = self._forget(future.key)
-        if status == "finished" and isinstance(value, Worked):
+        if isinstance(value, Worked):  # here by now, even where its worker has died since: the task is lost then
             self._watchdog.note(value.worker)
             return attempt, value
         if status != "error":
