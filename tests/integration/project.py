@@ -15,6 +15,7 @@ VALUES: dict[str, Any] = {
     "segment": {"outputs": ["probabilities", "classes", "instances"], "memory": "50 MB"},
 }
 SHAPE = (3, 100, 132)
+SCALE = 90.0  # of what a made model sees
 
 
 def make_volume(folder: Path, shape: tuple[int, ...] = SHAPE) -> None:
@@ -41,3 +42,25 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and ".unetflow" not in path.relative_to(folder).parts
     }
+
+
+def make_model(path: Path, axes: str, voxel_size: tuple[float, ...] = (), **numbers: Any) -> Any:
+    """Write a model of drawn weights that knows images of offset 128 and scale `SCALE`; return its predictor."""
+    import torch
+
+    from unetflow.architecture import UNetSpec
+    from unetflow.nn.checkpoint import export_model
+    from unetflow.nn.predict import Predictor
+    from unetflow.nn.unet import UNet
+
+    spec = UNetSpec.build(**{"depth": 2, "base_channels": 4, "out_channels": 3, **numbers})
+    torch.manual_seed(2)
+    model = UNet(spec)
+    facts = {
+        "kind": "classes", "n_classes": spec.out_channels, "class_map": None, "ignore": [], "dims": spec.dims,
+        "in_channels": spec.in_channels, "axes": axes, "normalise": "none", "normalise_per": "volume",
+        "normalisation": {"offset": [128.0] * spec.in_channels, "scale": [SCALE] * spec.in_channels},
+        **({"voxel_size": list(voxel_size), "unit": "micrometer"} if voxel_size else {}),
+    }  # fmt: skip
+    export_model(path, model, facts)
+    return Predictor(model)

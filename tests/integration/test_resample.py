@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import project
 import pytest
-import torch
 import zarr
+from project import make_model
 
-from unetflow.architecture import UNetSpec
 from unetflow.errors import InputError
 from unetflow.geometry import Box, mirror_indices
-from unetflow.nn.checkpoint import export_model, load_model
+from unetflow.nn.checkpoint import load_model
 from unetflow.nn.predict import Predictor
-from unetflow.nn.unet import UNet
 from unetflow.numerics.rescale import rescale, rescaled_length, source_box
 from unetflow.settings import Settings, make_settings
 from unetflow.stages.evaluate import evaluate
@@ -41,20 +39,6 @@ def write(path: Path, voxels: Array, axes: str, size: tuple[float, ...]) -> None
         chunk=[min(n, 32) for n in lengths], voxel_size=size,
     )  # fmt: skip
     zarr.open_array(path)[...] = voxels
-
-
-def make_model(path: Path, axes: str, size: tuple[float, ...], **numbers: Any) -> Predictor:
-    spec = UNetSpec.build(**{"depth": 2, "base_channels": 4, "out_channels": 3, **numbers})
-    torch.manual_seed(2)
-    model = UNet(spec)
-    facts = {
-        "kind": "classes", "n_classes": spec.out_channels, "class_map": None, "ignore": [], "dims": spec.dims,
-        "in_channels": spec.in_channels, "axes": axes, "normalise": "none", "normalise_per": "volume",
-        "normalisation": {"offset": [128.0] * spec.in_channels, "scale": [90.0] * spec.in_channels},
-        "voxel_size": list(size), "unit": "micrometer",
-    }  # fmt: skip
-    export_model(path, model, facts)
-    return Predictor(model)
 
 
 # The oracle

@@ -7,32 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import zarr
+from project import SCALE, make_model
 
-from unetflow.architecture import UNetSpec
 from unetflow.geometry import Box
-from unetflow.nn.checkpoint import export_model
 from unetflow.nn.predict import Predictor
-from unetflow.nn.unet import UNet
 from unetflow.settings import make_settings
 from unetflow.stages.segment import segment
 from unetflow.storage.volume import Volume, open_volume
-
-SCALE = 90.0
-
-
-def make_model(path: Path, axes: str, **numbers: Any) -> Predictor:
-    spec = UNetSpec.build(**{"depth": 2, "base_channels": 4, "out_channels": 3, **numbers})
-    torch.manual_seed(2)
-    model = UNet(spec)
-    facts = {
-        "kind": "classes", "n_classes": spec.out_channels, "class_map": None, "ignore": [], "dims": spec.dims,
-        "in_channels": spec.in_channels, "axes": axes, "normalise": "none", "normalise_per": "volume",
-        "normalisation": {"offset": [128.0] * spec.in_channels, "scale": [SCALE] * spec.in_channels},
-    }  # fmt: skip
-    export_model(path, model, facts)
-    return Predictor(model)
 
 
 def expected(predictor: Predictor, volume: Volume, place: tuple[int, ...]) -> np.ndarray[Any, Any]:
